@@ -1,0 +1,108 @@
+"""Fence: take a dead worker out of Dynamo's routing, from the host it died on, with no controller needed.
+
+All etcd keys of a Dynamo process hang on one lease, whose id is its instance id, so one revoke removes it from every
+frontend: 10 ms instead of the 6-10 s of Dynamo's own lease expiry (measured on 1.4.2). With file discovery the same is
+done by unlinking the entries that name it.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import socket
+from typing import Any, Dict, List, Tuple
+from urllib.parse import urlsplit
+
+from . import http
+
+
+def fence(target: Dict[str, Any], timeout_s: float = 1.0) -> str:
+    """Fence the run described by `target`; returns what was done, raises OSError or ValueError if it could not be done.
+
+    etcd: {"kind": "etcd", "urls": [...], "prefix": "v1/instances/ns/", "address": "host:port", "lease": "123" or absent}
+    file: {"kind": "file", "root": "/dir", "address": "host:port"}
+    Without a lease id (no controller ever identified the worker) it is looked up by the request-plane address.
+    """
+    if target["kind"] == "file":
+        return "unlinked %d entries" % unlink_entries(target["root"], target["address"])
+    errors: List[str] = []
+    for url in target["urls"]:
+        try:
+            leases = [target["lease"]] if target.get("lease") else _leases(url, target, timeout_s)
+            for lease in leases:
+                _post(url, "/v3/lease/revoke", {"ID": lease}, timeout_s)
+            return "revoked lease %s" % ", ".join("%x" % int(lease) for lease in leases) if leases else "was not registered"
+        except (OSError, ValueError) as error:
+            errors.append("%s: %s" % (url, error))
+    raise OSError("no etcd answered: " + "; ".join(errors))
+
+
+def _leases(url: str, target: Dict[str, Any], timeout_s: float) -> List[str]:
+    prefix = target["prefix"].encode()
+    end = prefix[:-1] + bytes([prefix[-1] + 1])
+    keys = {"key": base64.b64encode(prefix).decode(), "range_end": base64.b64encode(end).decode()}
+    found = _post(url, "/v3/kv/range", keys, timeout_s)
+    values = (base64.b64decode(kv.get("value", "")) for kv in found.get("kvs", []))
+    return sorted({str(_instance(v)["instance_id"]) for v in values if _names(_instance(v), target["address"])})
+
+
+def _instance(raw: bytes) -> Dict[str, Any]:
+    try:
+        value = json.loads(raw)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _names(instance: Dict[str, Any], address: str) -> bool:
+    transport = instance.get("transport")
+    tcp = transport.get("tcp") if isinstance(transport, dict) else None
+    return "instance_id" in instance and isinstance(tcp, str) and tcp.startswith(address + "/")
+
+
+def unlink_entries(root: str, address: str) -> int:
+    """Remove every file below `root` that belongs to the instance reachable at `address`; returns how many."""
+    files: List[Tuple[str, bytes]] = []
+    for folder, _, names in os.walk(root):
+        for name in names:
+            try:
+                with open(os.path.join(folder, name), "rb") as file:
+                    files.append((os.path.join(folder, name), file.read()))
+            except OSError:
+                continue  # its owner was quicker
+    ours = [_instance(raw) for _, raw in files if _names(_instance(raw), address)]
+    ids = {"%x" % int(instance["instance_id"]) for instance in ours}
+    removed = 0
+    for path, _ in files:
+        if ids & set(path.replace(os.sep, "/").split("/")):
+            try:
+                os.unlink(path)
+                removed += 1
+            except FileNotFoundError:
+                pass
+    return removed
+
+
+def _post(url: str, path: str, body: Dict[str, Any], timeout_s: float) -> Dict[str, Any]:
+    where = urlsplit(url)
+    request = http.request("POST", where.netloc, path, {"Content-Type": "application/json"}, json.dumps(body).encode())
+    with socket.create_connection((where.hostname or "", where.port or 80), timeout_s) as sock:
+        sock.sendall(request)
+        answer = bytearray()
+        while len(answer) < http.ANSWER_LIMIT:
+            part = sock.recv(1 << 16)
+            if not part:
+                break
+            answer += part
+    return judge(*http.parse(bytes(answer)))
+
+
+def judge(status: int, body: bytes) -> Dict[str, Any]:
+    """The JSON body of an etcd answer. A lease that is already gone is what we wanted; other errors raise ValueError."""
+    decoded = json.loads(body)
+    if not isinstance(decoded, dict):
+        raise ValueError("not an etcd answer")
+    if status != 200 and decoded.get("code") != 5:  # 5 = NOT_FOUND
+        raise ValueError(str(decoded.get("message") or decoded.get("error") or "status %d" % status))
+    return decoded

@@ -1,0 +1,292 @@
+"""The link: one controller's conversation with this host. It owns nothing: when it dies, nothing else does.
+
+In:  hello, ping, start, stop, fence, http, tail, purge (JSON lines; the first must be hello)
+Out: hello with every run on record, then {"state": …} on each change of a run, {"reply": id, …}, {"pong": n}
+
+It ends itself 10 s after the last line it heard: sshd notices a vanished peer only when asked to, and every partition would
+leave a link behind. A host obeys the controller with the highest epoch only; a read-only link may not change anything.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import sys
+import time
+from typing import Any, Dict, Optional, Set
+
+from . import VERSION, birth, http, procfs, pump, rundir
+from .reactor import Lines, Reactor
+from .rundir import Run
+from .runstate import close_unborn, finished_state, run_state, wall_ms
+
+SILENCE_S = 10.0
+HELLO_WAIT_S = 1.0  # for keepers to say how their runs are
+AGAIN_S = 0.05  # between two looks at a run whose keeper went away
+KEPT = ("HOME", "USER", "LOGNAME", "SHELL", "LANG", "TZ", "TMPDIR", "PATH", "LD_LIBRARY_PATH", "XDG_RUNTIME_DIR")
+KEPT_PREFIXES = ("LC_", "CUDA_HOME", "CUDA_PATH", "HF_")
+KEPT_SUFFIXES = ("_proxy", "_PROXY")
+
+
+def main(base: str) -> int:
+    reactor = Reactor()
+    Link(base, reactor)
+    reactor.run()
+    return 0
+
+
+class Link:
+    def __init__(self, base: str, reactor: Reactor) -> None:
+        self.base, self.reactor = base, reactor
+        self.deployment = ""
+        self.controller = ""
+        self.epoch = 0
+        self.read_only = True
+        self.states: Dict[str, Dict[str, Any]] = {}  # run -> last state told
+        self.keepers: Dict[str, Lines] = {}
+        self.waiting: Optional[Set[str]] = None  # runs whose first word hello waits for
+        self.heard = time.monotonic()
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        reactor.on_signals({signal.SIGCHLD: self._reap, signal.SIGTERM: reactor.stop, signal.SIGHUP: reactor.stop})
+        self.line = Lines(reactor, 0, 1, self._received, reactor.stop)
+        reactor.every(1.0, self._watch_silence)
+
+    # --- the conversation -----------------------------------------------------------------------------------------------
+
+    def _received(self, message: Dict[str, Any]) -> None:
+        self.heard = time.monotonic()
+        op = message.get("op")
+        if op == "hello":
+            self._hello(message)
+        elif op == "ping":
+            self.line.send({"pong": message.get("n")})
+        elif op == "http":
+            self._http(message)
+        elif op == "tail":
+            run = self._run(message)
+            text = pump.Log(run.file("log")).tail(int(message.get("bytes", 4096))) if run else b""
+            self.line.send({"reply": message["id"], "data": text.decode("latin-1")})
+        elif self._may_change(message):
+            {"start": self._start, "stop": self._tell_keeper, "fence": self._tell_keeper, "purge": self._purge}[str(op)](
+                message
+            )
+
+    def _watch_silence(self) -> None:
+        if time.monotonic() - self.heard > SILENCE_S:
+            self.reactor.stop()
+
+    def _hello(self, message: Dict[str, Any]) -> None:
+        self.deployment, self.controller = message["deployment"], message["controller"]
+        self.read_only, self.epoch = bool(message.get("read_only")), int(message.get("epoch", 0))
+        if message.get("v") != VERSION:
+            return self._refuse("this host's link speaks version %d, the controller %s" % (VERSION, message.get("v")))
+        if not self.read_only:
+            newer = self._newer_controller()
+            if newer:
+                return self._refuse(newer)
+            self._write_epoch()
+        self.waiting = set()
+        latest: Dict[str, Run] = {}
+        for run in rundir.runs(self.base, self.deployment):
+            if run.finished:
+                latest[run.process] = run
+            else:
+                latest.pop(run.process, None)
+                self._attach(run)
+        for run in latest.values():
+            self.states[run.run] = finished_state(run)
+        self.reactor.after(HELLO_WAIT_S, self._answer_hello)
+        self._heard_all()
+        return None
+
+    def _refuse(self, why: str) -> None:
+        self.line.send({"refused": why})
+        self.reactor.stop()
+
+    def _heard_all(self) -> None:
+        if self.waiting is not None and not self.waiting:
+            self._answer_hello()
+
+    def _answer_hello(self) -> None:
+        if self.waiting is None:
+            return
+        self.waiting = None
+        self.line.send({"hello": dict(host_facts(self.base), runs=list(self.states.values()))})
+
+    def _tell(self, state: Dict[str, Any]) -> None:
+        run = state["run"]
+        self.states[run] = state
+        if self.waiting is not None:
+            self.waiting.discard(run)
+            self._heard_all()
+        else:
+            self.line.send({"state": state})
+
+    # --- one controller per deployment ----------------------------------------------------------------------------------
+
+    def _epoch_file(self) -> str:
+        return os.path.join(self.base, "runs", self.deployment, ".controller")
+
+    def _newer_controller(self) -> str:
+        """Who has a higher epoch than ours, as a sentence; empty if nobody."""
+        try:
+            with open(self._epoch_file()) as file:
+                known = json.load(file)
+        except (FileNotFoundError, ValueError):
+            return ""
+        if (known["epoch"], known["controller"]) <= (self.epoch, self.controller):
+            return ""
+        return "deployment %s has a newer controller: %s, since %s" % (
+            self.deployment,
+            known["controller"],
+            known["since"],
+        )
+
+    def _write_epoch(self) -> None:
+        path = self._epoch_file()
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        with open(path + ".new", "w") as file:
+            since = time.strftime("%Y-%m-%d %H:%M:%S %z")
+            json.dump({"epoch": self.epoch, "controller": self.controller, "since": since}, file)
+        os.rename(path + ".new", path)
+
+    def _may_change(self, message: Dict[str, Any]) -> bool:
+        why = "this link is read-only" if self.read_only else self._newer_controller()
+        if why:
+            self._refuse(why)
+        return not why
+
+    # --- runs and their keepers -----------------------------------------------------------------------------------------
+
+    def _start(self, message: Dict[str, Any]) -> None:
+        spec = message["spec"]
+        rundir.prune(self.base, self.deployment, spec["process"])
+        ours, theirs = socket.socketpair()
+        pid = os.fork()
+        if pid == 0:
+            code = 70
+            try:
+                ours.close()
+                birth.keep(self.base, self.deployment, spec, message["env"], theirs.detach())
+                code = 0
+            finally:
+                os._exit(code)
+        theirs.close()
+        self._listen(Run(self.base, self.deployment, spec["process"], spec["run"]), ours.detach())
+
+    def _attach(self, run: Run) -> None:
+        """Talk to whoever owns this run; if nobody does, start its heir, or close its records if it cannot be alive."""
+        if run.finished:
+            return self._tell(finished_state(run))
+        if self.waiting is not None:
+            self.waiting.add(run.run)
+        record = run.record("run.json")
+        lock = run.lock_if_abandoned()
+        if lock is not None:
+            if record is None:
+                close_unborn(run, None, "its keeper died while starting it")
+                os.close(lock)
+                return self._tell(finished_state(run))
+            self._fork_heir(run, record, lock)
+            os.close(lock)
+        elif record is not None:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                sock.connect(run.socket)
+                return self._listen(run, sock.detach())
+            except OSError:
+                sock.close()  # it is just going, or its heir is just coming
+        self.reactor.after(AGAIN_S, lambda: self._attach(run))
+        return None
+
+    def _listen(self, run: Run, fd: int) -> None:
+        self.keepers[run.run] = Lines(self.reactor, fd, fd, self._tell, lambda: self._left(run))
+
+    def _left(self, run: Run) -> None:
+        self.keepers.pop(run.run, None)
+        if self.states.get(run.run, {}).get("phase") != "gone" and os.path.isdir(run.path):
+            self.reactor.after(AGAIN_S, lambda: self._attach(run))
+        elif not os.path.isdir(run.path):
+            self._tell(run_state(run, {}, {}, {
+                "code": None, "signal": None, "at": wall_ms(), "asked": False, "cause": "start",
+                "message": "its keeper died before it began",
+            }, "gone"))  # fmt: skip
+
+    def _fork_heir(self, run: Run, record: Dict[str, Any], lock: int) -> None:
+        pid = os.fork()
+        if pid:
+            return
+        code = 70
+        try:
+            os.setsid()
+            signal.set_wakeup_fd(-1)
+            birth.adopt_abandoned(run, record, lock)
+            code = 0
+        finally:
+            os._exit(code)
+
+    def _tell_keeper(self, message: Dict[str, Any]) -> None:
+        line = self.keepers.get(message["run"])
+        if line is not None:
+            line.send(message)
+
+    def _reap(self) -> None:
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            pass
+
+    # --- small services -------------------------------------------------------------------------------------------------
+
+    def _run(self, message: Dict[str, Any]) -> Optional[Run]:
+        state = self.states.get(message["run"])
+        return None if state is None else Run(self.base, self.deployment, state["process"], state["run"])
+
+    def _http(self, message: Dict[str, Any]) -> None:
+        def done(status: int, body: bytes, error: str) -> None:
+            self.line.send({"reply": message["id"], "status": status, "body": body.decode("latin-1"), "error": error})
+
+        host, port = message["host"], int(message["port"])
+        data = http.request(
+            message.get("method", "GET"), "%s:%d" % (host, port), message["path"], message.get("headers", {}),
+            message.get("body", "").encode("latin-1"),
+        )  # fmt: skip
+        http.Exchange(self.reactor, host, port, data, float(message.get("timeout_s", 5.0)), done)
+
+    def _purge(self, message: Dict[str, Any]) -> None:
+        """Forget a deployment on this host: logs, records, data. Refused while a run of it lives."""
+        living = [run.process for run in rundir.runs(self.base, self.deployment) if not run.finished]
+        if not living:
+            for folder in ("runs", "data"):
+                shutil.rmtree(os.path.join(self.base, folder, self.deployment), ignore_errors=True)
+        self.line.send({"reply": message["id"], "living": living})
+
+
+def host_facts(base: str) -> Dict[str, Any]:
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if key in KEPT or key.startswith(KEPT_PREFIXES) or key.endswith(KEPT_SUFFIXES)
+    }
+    runtime = "/run/user/%d" % os.getuid()
+    if "XDG_RUNTIME_DIR" not in kept and os.path.isdir(runtime):
+        kept["XDG_RUNTIME_DIR"] = runtime
+    return {
+        "v": VERSION,
+        "pid": os.getpid(),
+        "base": base,
+        "boot_id": procfs.boot_id(),
+        "pidns": procfs.pid_namespace(),
+        "hostname": socket.gethostname(),
+        "python": sys.executable,
+        "python_version": "%d.%d.%d" % sys.version_info[:3],
+        "uid": os.getuid(),
+        "login": kept,
+        "gpus": [],
+        "now_ms": wall_ms(),
+    }

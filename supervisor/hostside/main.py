@@ -1,0 +1,38 @@
+"""Which program of the host side runs. Started by the controller's bootstrap, with the conversation on descriptors 0 and 1."""
+
+from __future__ import annotations
+
+from typing import Callable, Dict
+
+# Everything is imported here, before anything daemonises: a keeper that lives for weeks must not come back to an archive
+# that was swept away meanwhile.
+from . import (
+    birth,
+    claims,
+    fence,
+    http,
+    keeper,
+    ladder,
+    link,
+    ports,
+    procfs,
+    pump,
+    reactor,
+    rundir,
+    runstate,
+    spawn,
+    tail,
+    tree,
+)
+
+PROGRAMS: Dict[str, Callable[[str], int]] = {"link": link.main, "tail": tail.main}
+
+__all__ = [
+    "birth", "claims", "fence", "http", "keeper", "ladder", "link", "main", "ports", "procfs", "pump", "reactor", "rundir", "runstate", "spawn",
+    "tail", "tree",
+]  # fmt: skip
+
+
+def main(program: str, base: str) -> int:
+    """`base` is this host's directory, private to this user and machine, on a local file system."""
+    return PROGRAMS[program](base)

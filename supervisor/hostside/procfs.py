@@ -1,0 +1,116 @@
+"""/proc, read in one place. A process is (pid, start time): a pid alone is nobody's name (proc(5), field 22 of stat)."""
+
+from __future__ import annotations
+
+import os
+import pwd
+from typing import Dict, Iterator, List, NamedTuple, Optional, Set
+
+
+class Process(NamedTuple):
+    pid: int
+    start: int  # clock ticks after boot
+    ppid: int
+    sid: int
+    state: str  # Z zombie, T stopped, D uninterruptible …
+
+
+def read(pid: int) -> Optional[Process]:
+    """The process as it is now; None if there is none."""
+    try:
+        with open("/proc/%d/stat" % pid, "rb") as file:
+            stat = file.read()
+    except OSError:
+        return None
+    # comm may hold spaces and parentheses: everything after the last ')' is well-formed
+    fields = stat[stat.rindex(b")") + 2 :].split()
+    return Process(pid, int(fields[19]), int(fields[1]), int(fields[3]), fields[0].decode())
+
+
+def alive(pid: int, start: int) -> bool:
+    """True while exactly this process runs; a zombie does not."""
+    found = read(pid)
+    return found is not None and found.start == start and found.state not in "ZX"
+
+
+def everybody() -> Iterator[Process]:
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            found = read(int(name))
+            if found is not None:
+                yield found
+
+
+def children(pid: int) -> List[int]:
+    found: List[int] = []
+    try:
+        for task in os.listdir("/proc/%d/task" % pid):
+            with open("/proc/%d/task/%s/children" % (pid, task)) as file:
+                found += [int(word) for word in file.read().split()]
+    except OSError:
+        pass  # gone meanwhile
+    return found
+
+
+def descendants(pid: int, but_not: Set[int]) -> Dict[int, Process]:
+    """Everything below `pid`, zombies included. Costs what the tree costs, not what the machine has."""
+    found: Dict[int, Process] = {}
+    todo = [child for child in children(pid) if child not in but_not]
+    while todo:
+        child = todo.pop()
+        seen = read(child)
+        if seen is not None and child not in found:
+            found[child] = seen
+            todo += children(child)
+    return found
+
+
+def sessions(sids: Set[int]) -> Dict[int, Process]:
+    """Every process of these sessions. Reads the whole of /proc."""
+    return {p.pid: p for p in everybody() if p.sid in sids}
+
+
+def environ_of(pid: int) -> Dict[str, str]:
+    with open("/proc/%d/environ" % pid, "rb") as file:
+        pairs = (item.split(b"=", 1) for item in file.read().split(b"\0") if b"=" in item)
+        return {key.decode(errors="replace"): value.decode(errors="replace") for key, value in pairs}
+
+
+def describe(pid: int) -> str:
+    """`pid 4711 (python -m http.server, user ada)`, as far as it may be known."""
+    try:
+        with open("/proc/%d/cmdline" % pid, "rb") as file:
+            words = file.read().replace(b"\0", b" ").decode(errors="replace").strip()
+        uid = os.stat("/proc/%d" % pid).st_uid
+    except OSError:
+        return "pid %d" % pid
+    try:
+        user = pwd.getpwuid(uid).pw_name
+    except KeyError:
+        user = str(uid)
+    return "pid %d (%s, user %s)" % (pid, words[:120] or "?", user)
+
+
+def boot_id() -> str:
+    with open("/proc/sys/kernel/random/boot_id") as file:
+        return file.read().strip()
+
+
+def pid_namespace() -> str:
+    return os.readlink("/proc/self/ns/pid")
+
+
+def set_title(title: str) -> None:
+    """Show `title` in ps. A keeper is a fork of the link, so its argv would be the link's: overwrite it in place."""
+    import ctypes
+
+    try:
+        with open("/proc/self/stat", "rb") as file:
+            stat = file.read()
+        fields = stat[stat.rindex(b")") + 2 :].split()
+        begin, end = int(fields[45]), int(fields[46])  # arg_start, arg_end: fields 48 and 49 of proc(5)
+    except (OSError, IndexError, ValueError):
+        return
+    if 0 < begin < end:
+        text = title.encode()[: end - begin - 1]
+        ctypes.memmove(begin, text.ljust(end - begin, b"\0"), end - begin)

@@ -1,0 +1,146 @@
+"""What a run leaves on disk, and only that: every record has a version, is whole or absent, and never changes once written.
+
+<base>/runs/<deployment>/<process>/<run>/
+    lock        flocked by keeper and pump; free = both are dead
+    spec.json   what was asked for, without the environment (it may hold secrets)
+    run.json    the run was born: pid, start time, boot, ports …
+    exit.json   its leader ended: code, signal, when
+    gone.json   its tree is proven empty, its claims have fallen
+    out         the FIFO its output goes through
+    log/        segments of its output, named by their first byte's offset
+<base>/data/<deployment>/<process>/   survives runs (etcd's data, the file store)
+<base>/s/                             unix sockets of keepers, short names (a path must stay under 108 bytes)
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from typing import Any, Dict, Iterator, List, Optional
+
+from . import VERSION
+
+RESERVED = 4096  # bytes set aside for each record that must be writable on a full disk
+
+
+class Run:
+    """The directory of one run; cheap to make, reads on demand."""
+
+    def __init__(self, base: str, deployment: str, process: str, run: str) -> None:
+        self.base, self.deployment, self.process, self.run = base, deployment, process, run
+        self.path = os.path.join(base, "runs", deployment, process, run)
+
+    @property
+    def socket(self) -> str:
+        """Where its keeper listens; computable by anybody who knows the run, whatever died before it could say so."""
+        name = "/".join((self.deployment, self.process, self.run))
+        return os.path.join(self.base, "s", hashlib.sha256(name.encode()).hexdigest()[:8])
+
+    def file(self, name: str) -> str:
+        return os.path.join(self.path, name)
+
+    def record(self, name: str) -> Optional[Dict[str, Any]]:
+        """A record, or None if it was never written. Unknown keys of later versions are kept."""
+        try:
+            with open(self.file(name), "rb") as file:
+                loaded = json.loads(file.read())
+        except (FileNotFoundError, ValueError):
+            return None
+        return loaded if isinstance(loaded, dict) else None
+
+    def write(self, name: str, record: Dict[str, Any]) -> None:
+        """Durable when it returns: the record is on disk under its name. Uses the reserved space if there is some."""
+        data = json.dumps(dict(record, v=VERSION), separators=(",", ":")).encode()
+        fd = os.open(self.file("." + name), os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        try:
+            os.pwrite(fd, data, 0)
+            os.ftruncate(fd, len(data))
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(self.file("." + name), self.file(name))
+        sync_directory(self.path)
+
+    def reserve(self, name: str) -> None:
+        """A full disk must not eat an exit code: allocate the blocks of that record now."""
+        fd = os.open(self.file("." + name), os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(fd, 0, RESERVED)
+        finally:
+            os.close(fd)
+
+    def create_locked(self, spec: Dict[str, Any]) -> Optional[int]:
+        """Make the directory, already locked, in one step; None if this run has one. Returns the lock's descriptor.
+
+        The name appears by rename(2) of a directory that is not empty, so of two starts one wins, and nobody
+        ever sees a run that is neither locked nor finished.
+        """
+        parent = os.path.dirname(self.path)
+        os.makedirs(parent, mode=0o700, exist_ok=True)
+        draft = os.path.join(parent, ".%s.%d" % (self.run, os.getpid()))
+        os.mkdir(draft, 0o700)
+        lock = os.open(os.path.join(draft, "lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        os.mkdir(os.path.join(draft, "log"), 0o700)
+        with open(os.path.join(draft, "spec.json"), "w") as file:
+            json.dump(dict(spec, v=VERSION), file)
+        try:
+            os.rename(draft, self.path)
+        except OSError:
+            os.close(lock)
+            shutil.rmtree(draft, ignore_errors=True)
+            return None
+        sync_directory(parent)
+        return lock
+
+    def lock_if_abandoned(self) -> Optional[int]:
+        """The lock's descriptor if neither keeper nor pump lives; None while one does."""
+        try:
+            lock = os.open(self.file("lock"), os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(lock)
+            return None
+        return lock
+
+    @property
+    def finished(self) -> bool:
+        return os.path.exists(self.file("gone.json"))
+
+
+def sync_directory(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def subdirectories(path: str) -> List[str]:
+    try:
+        return sorted(e.name for e in os.scandir(path) if e.is_dir(follow_symlinks=False) and not e.name.startswith("."))
+    except FileNotFoundError:
+        return []
+
+
+def runs(base: str, deployment: str) -> Iterator[Run]:
+    """Every run on record, oldest first within its process."""
+    root = os.path.join(base, "runs", deployment)
+    for process in subdirectories(root):
+        for run in subdirectories(os.path.join(root, process)):
+            yield Run(base, deployment, process, run)
+
+
+def prune(base: str, deployment: str, process: str, keep: int = 4) -> None:
+    """Forget finished runs of a process, but the first one (a crash loop's first failure) and the newest `keep`."""
+    names = subdirectories(os.path.join(base, "runs", deployment, process))
+    for name in names[1:-keep]:
+        run = Run(base, deployment, process, name)
+        if run.finished:
+            shutil.rmtree(run.path, ignore_errors=True)

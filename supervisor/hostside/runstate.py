@@ -1,0 +1,75 @@
+"""How a run is told: the one shape that keepers, links and records use towards a controller."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any, Dict, Optional
+
+from . import procfs, spawn
+from .rundir import Run
+
+
+def wall_ms() -> int:
+    return int(time.time() * 1000)
+
+
+def run_state(
+    run: Run,
+    spec: Dict[str, Any],
+    record: Dict[str, Any],
+    ended: Optional[Dict[str, Any]],
+    phase: str,
+    **more: Any,
+) -> Dict[str, Any]:
+    """The shape in which a run is told to a controller, by its keeper or, when it is over, from its records."""
+    state = {
+        "run": run.run,
+        "process": run.process,
+        "deployment": run.deployment,
+        "phase": phase,
+        "pid": record.get("pid"),
+        "sid": record.get("sid"),
+        "started": record.get("at"),
+        "ports": record.get("ports", {}),
+        "gpus": spec.get("gpus", []),
+        "about": spec.get("about", {}),
+        "exit": ended,
+        "stop": None,
+        "fenced": (ended or {}).get("fenced"),
+        "notes": [],
+        "heir": False,
+        "asked": bool((ended or {}).get("asked")),
+    }
+    state.update(more)
+    return state
+
+
+def finished_state(run: Run) -> Dict[str, Any]:
+    """A run that is over, told from its records."""
+    gone = run.record("gone.json") or {}
+    spec, born = run.record("spec.json") or {}, run.record("run.json") or {}
+    return run_state(run, spec, born, run.record("exit.json"), "gone", notes=gone.get("notes", []))
+
+
+def close_unborn(run: Run, held: Optional[spawn.Held], why: str, cause: str = "start") -> Dict[str, Any]:
+    """Record that this run never lived, and let go. Returns its exit."""
+    ended = {"code": None, "signal": None, "at": wall_ms(), "asked": False, "cause": cause, "message": why}
+    run.write("exit.json", ended)
+    run.write("gone.json", {"at": wall_ms(), "notes": []})
+    if held is not None:
+        for sock in held.claims:
+            sock.close()
+        held.listener.close()
+    if os.path.exists(run.socket):
+        os.unlink(run.socket)
+    return ended
+
+
+def fence_target(spec: Dict[str, Any], record: Dict[str, Any]) -> Optional[Dict[str, Any]]:
+    target = spec.get("fence")
+    return None if not target else dict(target, address=spawn.fill(target["address"], record["ports"]))
+
+
+def title(run: Run, role: str) -> None:
+    procfs.set_title("noray-%s %s@%s (%s)" % (role, run.process, run.run, run.deployment))
