@@ -4,33 +4,11 @@ from __future__ import annotations
 
 from typing import Callable, Dict
 
-# Everything is imported here, before anything daemonises: a keeper that lives for weeks must not come back to an archive
-# that was swept away meanwhile.
-from . import (
-    birth,
-    claims,
-    fence,
-    http,
-    keeper,
-    ladder,
-    link,
-    ports,
-    procfs,
-    pump,
-    reactor,
-    rundir,
-    runstate,
-    spawn,
-    tail,
-    tree,
-)
+# The two import all the rest, here, before anything daemonises: a keeper that lives for weeks must not come back to an
+# archive that was swept away meanwhile.
+from . import link, tail
 
 PROGRAMS: Dict[str, Callable[[str], int]] = {"link": link.main, "tail": tail.main}
-
-__all__ = [
-    "birth", "claims", "fence", "http", "keeper", "ladder", "link", "main", "ports", "procfs", "pump", "reactor", "rundir", "runstate", "spawn",
-    "tail", "tree",
-]  # fmt: skip
 
 
 def main(program: str, base: str) -> int:

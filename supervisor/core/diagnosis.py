@@ -1,0 +1,61 @@
+"""What an exit means, and whether trying again can help. One line per cause; the texts were seen from the real programs."""
+
+from __future__ import annotations
+
+import enum
+import re
+from dataclasses import dataclass
+
+from .facts import Exit
+
+
+class Retry(enum.StrEnum):
+    NEVER = "never"  # a human must change something
+    AT_ONCE = "at once"  # the next try meets other conditions
+    BACKOFF = "backoff"
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    text: str
+    retry: Retry
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """`pattern` in the last lines of the log explains the exit."""
+
+    pattern: re.Pattern[str]
+    text: str
+    retry: Retry
+
+
+KNOWN = (
+    Known(re.compile(r"No module named '?(dynamo[\w.]*)"), "its interpreter has no Dynamo", Retry.NEVER),
+    Known(re.compile(r"error: (unrecognized arguments|argument|the following arguments|invalid choice)"),
+          "its arguments are wrong", Retry.NEVER),
+    Known(re.compile(r"flag provided but not defined|invalid value .* for flag"), "its arguments are wrong", Retry.NEVER),
+    Known(re.compile(r"[Aa]ddress already in use|EADDRINUSE"), "one of its ports was taken", Retry.AT_ONCE),
+    Known(re.compile(r"Unable to maintain lease"), "it lost its etcd lease", Retry.BACKOFF),
+)  # fmt: skip
+
+REFUSALS = {
+    "held": Cause("what it needs is held by somebody else", Retry.NEVER),
+    "port": Cause("its port is taken", Retry.NEVER),
+    "missing": Cause("something it needs is not there", Retry.NEVER),
+    "exec": Cause("it cannot be executed", Retry.NEVER),
+    "start": Cause("its start was interrupted", Retry.AT_ONCE),
+}
+
+
+def diagnose(ended: Exit, tail: str) -> Cause:
+    """`tail`: the last lines of the log. Any exit nobody asked for is a failure, exit code 0 included."""
+    refusal = REFUSALS.get(ended.cause)
+    if refusal is not None:
+        return refusal
+    for known in KNOWN if ended.signal is None else ():
+        if known.pattern.search(tail):
+            return Cause(known.text, known.retry)
+    if ended.code == 0:
+        return Cause("it ended by itself with exit code 0, which nobody had asked for", Retry.BACKOFF)
+    return Cause(str(ended), Retry.BACKOFF)

@@ -1,0 +1,116 @@
+"""Facts: what the world told us, in the past tense. Each names the run it is about; a stale one dies at the door."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+class Phase(enum.StrEnum):
+    """How far a run has come, as its keeper says it."""
+
+    RUNNING = "running"
+    ENDED = "ended"  # the leader is gone, its tree is not
+    STUCK = "stuck"  # SIGKILL did not end the tree within its deadline
+    GONE = "gone"  # the tree is proven empty, its claims have fallen
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a leader ended. `code` and `signal` are both None where nobody could know (its keeper had died)."""
+
+    code: int | None
+    signal: int | None
+    at_ms: int  # wall clock of the host
+    asked: bool
+    cause: str = ""  # a word for refusals (held, port, missing, exec, start), else a sentence or nothing
+    message: str = ""
+
+    def __str__(self) -> str:
+        if self.message:
+            return self.message
+        if self.signal is not None:
+            return f"killed by signal {self.signal}"
+        if self.code is not None:
+            return f"exit code {self.code}"
+        return self.cause or "exit code unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class RunState:
+    """One run, whole, as its host tells it. Facts are states and not changes: a missed one is made up for by the next."""
+
+    run: str
+    process: str
+    phase: Phase
+    pid: int | None = None
+    sid: int | None = None
+    started_ms: int | None = None
+    ports: Mapping[str, int] = field(default_factory=dict)
+    gpus: tuple[str, ...] = ()
+    launch_hash: str = ""
+    exit: Exit | None = None
+    stop_step: str | None = None
+    stop_until_ms: int | None = None
+    fenced_ms: int | None = None
+    notes: tuple[str, ...] = ()
+    asked: bool = False
+    tail: str = ""  # the last lines of its log, of runs that ended
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A host told us the state of one of its runs."""
+
+    host: str
+    state: RunState
+
+
+@dataclass(frozen=True, slots=True)
+class HostFound:
+    """A host answered, with every run it has on record: the newest finished one of a process, and every live one."""
+
+    host: str
+    runs: tuple[RunState, ...]
+    boot_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HostLost:
+    """The line to a host broke, or it never answered. Says nothing about what runs there."""
+
+    host: str
+    why: str
+    refused: bool = False  # the host said no: a human must act, nobody retries
+
+
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """What a look at a run's readiness found."""
+
+    process: str
+    run: str
+    stage: str  # for humans: "importing", "registered, not proven", …
+    ready: bool
+    proven: bool = False  # this very instance answered a request
+    instance: str = ""  # its id in Dynamo's discovery, decimal; "" = not registered
+    progress: int = 0  # anything that moves while it starts (bytes of log): standing still is what fails a start
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """A `WakeAt` came due."""
+
+    process: str
+    run: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopAsked:
+    """The operator wants everything down, in order. Asked again with `skip_drain`: at once."""
+
+    skip_drain: bool = False
+
+
+Fact = Told | HostFound | HostLost | Probed | Due | StopAsked

@@ -1,0 +1,279 @@
+"""One process: what it should be, what it is, and the whole table of how facts move it.
+
+Theory of operation. A process has a wish (`up`) and a state; facts move the state, and after every fact `settle` asks for
+whatever brings the state nearer to the wish. There is at most one run at a time: the next one is spawned only from a state
+in which the last is proven gone. A run that ends is always first STOPPING (its tree is being ended) and only by `Gone` becomes
+anything else. UNKNOWN means its host is silent: nothing is concluded and nothing done until the host says what is.
+
+    PENDING ──spawn──► STARTING ──probed──► READY ──┐ ended                      (any state) ──host lost──► UNKNOWN
+       ▲                  │ ended                   ▼                            UNKNOWN ──host found──► what the host says
+       └──── BACKOFF ◄─── STOPPING ◄─────────── DRAINING ◄── wish down
+               FAILED ◄──────┤ gone
+              STOPPED ◄──────┘
+"""
+
+from __future__ import annotations
+
+import enum
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from .actions import Action, Spawn, Stop, TellFence, Unwatch, WakeAt, Watch
+from .diagnosis import diagnose
+from .facts import Exit, Phase, Probed, RunState
+from .restart import Again, GiveUp, RestartPolicy
+
+
+class State(enum.StrEnum):
+    PENDING = "pending"
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    BACKOFF = "backoff"
+    FAILED = "failed"
+    STUCK = "stuck"
+    UNKNOWN = "unknown"
+
+
+LIVE = {State.STARTING, State.READY, State.DRAINING, State.STOPPING, State.STUCK}  # a run of it exists on its host
+AT_REST = {State.STOPPED, State.FAILED}
+
+
+class Event(enum.StrEnum):
+    """What can happen to one process. `fleet.py` turns facts into these."""
+
+    RUNNING = "running"
+    ENDED = "ended"
+    STUCK = "stuck"
+    GONE = "gone"
+    PROBED = "probed"
+    DUE = "due"
+    LOST = "lost"  # its host is silent
+    ABSENT = "absent"  # its host answered and knows no run of it
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a process should be; made by the plan."""
+
+    name: str
+    service: str
+    kind: str
+    host: str
+    launch_hash: str
+    replica: int = 0
+    rank: int = 0
+    stop_rank: int = 0  # lower stops first
+    restart: RestartPolicy = RestartPolicy()
+    drain_s: float = 60.0
+    term_s: float = 30.0
+    stall_s: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    wanted: Wanted
+    up: bool = True
+    state: State = State.PENDING
+    since_s: float = 0.0
+    reason: str = "waiting for its host"
+    run: str = ""  # the run this state is about; "" before the first
+    seen: RunState | None = None  # the last its host said of that run
+    last_known: State | None = None  # while UNKNOWN
+    stage: str = ""
+    proven: bool = False
+    instance: str = ""
+    was_ready: bool = False  # this run, at any time
+    progress: int = -1
+    progress_s: float = 0.0
+    restarts_s: tuple[float, ...] = ()
+    restarts: int = 0
+    next_attempt_s: float | None = None
+    last_exit: Exit | None = None
+    tail: str = ""
+    skip_drain: bool = False
+    spawnable: bool = field(default=False)  # its host is there and this run number may be spawned
+
+
+Step = tuple[Process, tuple[Action, ...]]
+Body = RunState | Probed | str | None
+Handler = Callable[[Process, Body, float], Step]
+
+
+def to(process: Process, state: State, reason: str, now_s: float) -> Process:
+    since = process.since_s if state is process.state else now_s
+    return replace(process, state=state, reason=reason, since_s=since)
+
+
+def chance(run: str) -> float:
+    """0..1, the same for the same run: decisions can be replayed."""
+    return zlib.crc32(run.encode()) / 0xFFFFFFFF
+
+
+# --- handlers: <what> as a function of (process, body, now) ---------------------------------------------------------------
+
+
+def ignore(process: Process, body: Body, now_s: float) -> Step:
+    return process, ()
+
+
+def running(process: Process, body: Body, now_s: float) -> Step:
+    """Its host says the run lives: the start succeeded, or we come back to it after an absence."""
+    assert isinstance(body, RunState)
+    known = process.seen is not None and process.seen.pid == body.pid and process.state is not State.UNKNOWN
+    if known:
+        return replace(process, seen=body), ()
+    process = to(replace(process, seen=body, last_known=None), State.STARTING, "", now_s)
+    process = replace(process, progress_s=now_s, stage=process.stage or "started")
+    wake = WakeAt(process.wanted.name, body.run, now_s + process.wanted.stall_s)
+    return process, (Watch(process.wanted.name, body.run), wake)
+
+
+def running_while_stopping(process: Process, body: Body, now_s: float) -> Step:
+    assert isinstance(body, RunState)
+    draining = body.stop_step in (None, "term_leader")
+    state = State.DRAINING if draining and process.state is not State.STOPPING else State.STOPPING
+    return to(replace(process, seen=body), state, process.reason, now_s), ()
+
+
+def ended(process: Process, body: Body, now_s: float) -> Step:
+    assert isinstance(body, RunState)
+    process = replace(process, seen=body, last_exit=body.exit, last_known=None, proven=False, instance="")
+    return to(process, State.STOPPING, f"{body.exit}; ending what it left behind", now_s), (Unwatch(process.wanted.name),)
+
+
+def stuck(process: Process, body: Body, now_s: float) -> Step:
+    assert isinstance(body, RunState)
+    return to(replace(process, seen=body, last_known=None), State.STUCK, "SIGKILL does not end it", now_s), ()
+
+
+def gone(process: Process, body: Body, now_s: float) -> Step:
+    """The tree is proven empty: the only way to a next run."""
+    assert isinstance(body, RunState)
+    last = body.exit or Exit(None, None, 0, False, "no record of its end")
+    process = replace(process, seen=body, last_exit=last, tail=body.tail or process.tail, last_known=None, instance="", stage="",
+                      proven=False, spawnable=False, progress=-1)  # fmt: skip
+    unwatch = Unwatch(process.wanted.name)
+    if not process.up:
+        return to(process, State.STOPPED, "", now_s), (unwatch,)
+    if body.asked and body.launch_hash and body.launch_hash != process.wanted.launch_hash:
+        return to(replace(process, spawnable=True), State.PENDING, "its definition changed", now_s), (unwatch,)
+    cause = diagnose(last, process.tail)
+    decision = process.wanted.restart.decide(process.restarts_s, now_s, cause, process.was_ready, chance(body.run))
+    match decision:
+        case GiveUp(reason):
+            detail = f": {last}" if last.message else ""
+            return to(process, State.FAILED, reason + detail, now_s), (unwatch,)
+        case Again(delay_s, reason):
+            process = replace(process, restarts_s=(*process.restarts_s, now_s), restarts=process.restarts + 1)
+            process = replace(process, next_attempt_s=now_s + delay_s)
+            wake = WakeAt(process.wanted.name, process.run, now_s + delay_s)
+            return to(process, State.BACKOFF, reason, now_s), (unwatch, wake)
+
+
+def probed(process: Process, body: Body, now_s: float) -> Step:
+    assert isinstance(body, Probed)
+    moved = body.progress != process.progress or body.stage != process.stage
+    actions: tuple[Action, ...] = ()
+    if body.instance and body.instance != process.instance:
+        actions = (TellFence(process.wanted.host, process.run, body.instance),)
+    process = replace(process, stage=body.stage, proven=process.proven or body.proven, instance=body.instance or process.instance,
+                      progress=body.progress, progress_s=now_s if moved else process.progress_s)  # fmt: skip
+    if body.ready:
+        return to(replace(process, was_ready=True), State.READY, "" if process.proven else body.stage, now_s), actions
+    wake = (
+        () if process.state is State.STARTING else (WakeAt(process.wanted.name, process.run, now_s + process.wanted.stall_s),)
+    )
+    return to(process, State.STARTING, body.stage, now_s), (*actions, *wake)
+
+
+def stalled(process: Process, body: Body, now_s: float) -> Step:
+    """A start fails on no progress, not on age."""
+    quiet_s = now_s - process.progress_s
+    if quiet_s < process.wanted.stall_s:
+        return process, (WakeAt(process.wanted.name, process.run, process.progress_s + process.wanted.stall_s),)
+    reason = f"no progress for {quiet_s:.0f} s while {process.stage or 'starting'}"
+    stop = Stop(process.wanted.host, process.run, process.wanted.term_s)
+    return to(process, State.STOPPING, reason, now_s), (Unwatch(process.wanted.name), stop)
+
+
+def try_again(process: Process, body: Body, now_s: float) -> Step:
+    process = replace(process, next_attempt_s=None, spawnable=True)
+    return to(process, State.PENDING, process.reason, now_s), ()
+
+
+def absent(process: Process, body: Body, now_s: float) -> Step:
+    """Its host has no live run of it and no record that it ended: the way is free."""
+    return to(replace(process, spawnable=True, last_known=None), State.PENDING, process.reason, now_s), ()
+
+
+def vanished(process: Process, body: Body, now_s: float) -> Step:
+    """A run we knew is on nobody's record (its directory was wiped): it can no longer be owned, so it counts as gone."""
+    record = Exit(None, None, 0, False, "its host has no record of it")
+    state = process.seen or RunState(process.run, process.wanted.name, Phase.GONE)
+    return gone(process, replace(state, phase=Phase.GONE, exit=record), now_s)
+
+
+def lost(process: Process, body: Body, now_s: float) -> Step:
+    process = replace(process, last_known=process.state, spawnable=False)
+    return to(process, State.UNKNOWN, str(body), now_s), (Unwatch(process.wanted.name),)
+
+
+def lost_at_rest(process: Process, body: Body, now_s: float) -> Step:
+    return replace(process, spawnable=False, reason=process.reason or str(body)), ()
+
+
+def waiting_lost(process: Process, body: Body, now_s: float) -> Step:
+    return to(replace(process, spawnable=False), State.PENDING, str(body), now_s), ()
+
+
+E, S = Event, State
+ROWS: Mapping[State, Mapping[Event, Handler]] = {
+    S.PENDING: {E.RUNNING: running, E.ENDED: ended, E.STUCK: stuck, E.GONE: gone, E.PROBED: ignore, E.DUE: ignore,
+                E.LOST: waiting_lost, E.ABSENT: absent},
+    S.STARTING: {E.RUNNING: running, E.ENDED: ended, E.STUCK: stuck, E.GONE: gone, E.PROBED: probed, E.DUE: stalled,
+                 E.LOST: lost, E.ABSENT: vanished},
+    S.READY: {E.RUNNING: running, E.ENDED: ended, E.STUCK: stuck, E.GONE: gone, E.PROBED: probed, E.DUE: ignore,
+              E.LOST: lost, E.ABSENT: vanished},
+    S.DRAINING: {E.RUNNING: running_while_stopping, E.ENDED: ended, E.STUCK: stuck, E.GONE: gone, E.PROBED: ignore,
+                 E.DUE: ignore, E.LOST: lost, E.ABSENT: vanished},
+    S.STOPPING: {E.RUNNING: running_while_stopping, E.ENDED: ended, E.STUCK: stuck, E.GONE: gone, E.PROBED: ignore,
+                 E.DUE: ignore, E.LOST: lost, E.ABSENT: vanished},
+    S.STOPPED: {E.RUNNING: running, E.ENDED: ended, E.STUCK: stuck, E.GONE: ignore, E.PROBED: ignore, E.DUE: ignore,
+                E.LOST: lost_at_rest, E.ABSENT: ignore},
+    S.BACKOFF: {E.RUNNING: running, E.ENDED: ended, E.STUCK: stuck, E.GONE: ignore, E.PROBED: ignore, E.DUE: try_again,
+                E.LOST: waiting_lost, E.ABSENT: ignore},
+    S.FAILED: {E.RUNNING: running, E.ENDED: ended, E.STUCK: stuck, E.GONE: ignore, E.PROBED: ignore, E.DUE: ignore,
+               E.LOST: lost_at_rest, E.ABSENT: ignore},
+    S.STUCK: {E.RUNNING: ignore, E.ENDED: ignore, E.STUCK: ignore, E.GONE: gone, E.PROBED: ignore, E.DUE: ignore,
+              E.LOST: lost, E.ABSENT: vanished},
+    S.UNKNOWN: {E.RUNNING: running, E.ENDED: ended, E.STUCK: stuck, E.GONE: gone, E.PROBED: ignore, E.DUE: ignore,
+                E.LOST: ignore, E.ABSENT: vanished},
+}  # fmt: skip
+TABLE: Mapping[tuple[State, Event], Handler] = {(s, e): h for s, row in ROWS.items() for e, h in row.items()}
+
+
+def step(process: Process, event: Event, body: Body, now_s: float) -> Step:
+    """Move one process by one event. The caller has already dropped events about other runs."""
+    return TABLE[process.state, event](process, body, now_s)
+
+
+def settle(process: Process, now_s: float, new_run: Callable[[], str]) -> Step:
+    """Ask for what brings the state nearer to the wish; nothing when it is there or on its way. Idempotent."""
+    name, host = process.wanted.name, process.wanted.host
+    outdated = process.seen is not None and process.seen.launch_hash not in ("", process.wanted.launch_hash)
+    if process.state in (State.STARTING, State.READY) and (not process.up or outdated):
+        term_s = 0.0 if process.skip_drain else process.wanted.drain_s + process.wanted.term_s
+        reason = "its definition changed" if process.up else "asked to stop"
+        return to(process, State.DRAINING, reason, now_s), (Unwatch(name), Stop(host, process.run, term_s))
+    if process.state in (State.PENDING, State.BACKOFF) and not process.up:
+        return to(replace(process, next_attempt_s=None), State.STOPPED, "", now_s), ()
+    if process.state is State.PENDING and process.up and process.spawnable:
+        run = new_run()
+        process = replace(process, run=run, seen=None, spawnable=False, was_ready=False, proven=False, instance="", stage="",
+                          progress=-1, progress_s=now_s)  # fmt: skip
+        return to(process, State.STARTING, "", now_s), (Spawn(name, host, run),)
+    return process, ()
