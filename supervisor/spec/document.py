@@ -177,6 +177,8 @@ class _Reader:
                 continue
             self.keys[here] = _mark(key_node)
             found[key] = self.value(value_node, here)
+            if found[key] is None and not value_node.value:
+                self.values[here] = self.keys[here]  # a blank value "stands" where the next token is, lines below
         return found
 
     def scalar(self, node: ScalarNode, loc: Loc) -> object:

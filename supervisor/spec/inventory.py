@@ -91,7 +91,7 @@ class Defaults(Section):
     python: Interpreter | None = None
     env: Env = Field(default_factory=dict)
     env_file: Annotated[LocalPath, AfterValidator(_secrets)] | None = None
-    ports: PortRange = PORTS
+    ports: PortRange = Field(default=PORTS, json_schema_extra={"default": "18000-19999"})
     host_dir: HostPath | None = None
 
 
