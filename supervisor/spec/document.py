@@ -177,7 +177,7 @@ class _Reader:
                 continue
             self.keys[here] = _mark(key_node)
             found[key] = self.value(value_node, here)
-            if found[key] is None and not value_node.value:
+            if value_node.tag == _TAG + "null" and not value_node.value:
                 self.values[here] = self.keys[here]  # a blank value "stands" where the next token is, lines below
         return found
 
@@ -194,7 +194,8 @@ class _Reader:
                 case "float":
                     return _number(text)
         except ValueError:
-            self.complain(node, loc, f"found {show(text)}, allowed: a finite number of ordinary length")
+            found = "a number" if "env" in loc else show(text)  # env may hold secrets
+            self.complain(node, loc, f"found {found}, allowed: a finite number of ordinary length")
             return None
         if node.tag not in _TEXT_TAGS:
             self.complain(node, loc, "found a YAML tag, allowed: plain values")

@@ -87,6 +87,10 @@ def test_values_are_yaml_1_2() -> None:
     }
 
 
+def test_an_anchor_may_be_set_again() -> None:
+    assert parse("[&a 1, *a, &a 2, *a]", PATH).data == (1, 1, 2, 2)
+
+
 def test_every_key_and_value_keeps_its_place() -> None:
     document = parse("a:\n  - b: 1\n    c:   x\n", PATH)
     assert document.keys == {("a",): (1, 1), ("a", 0, "b"): (2, 5), ("a", 0, "c"): (3, 5)}
@@ -99,7 +103,9 @@ def test_every_key_and_value_keeps_its_place() -> None:
     }
 
 
-@pytest.mark.parametrize("line", ["TOKEN: *hunter2", "TOKEN: !hunter2 x", "TOKEN: &hunter2 [", "TOKEN: !e!hunter2 x"])
+@pytest.mark.parametrize(
+    "line", ["TOKEN: *hunter2", "TOKEN: !hunter2 x", "TOKEN: &hunter2 [", "TOKEN: !e!hunter2 x", "T: !!int hunter2"]
+)
 def test_no_message_repeats_a_word_that_may_be_a_secret(line: str) -> None:
     errors = deployment_errors(f"name: lab\nenv:\n  {line}\n")
     assert errors
