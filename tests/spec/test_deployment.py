@@ -1,0 +1,411 @@
+"""deployment.yaml: each mistake is one line with its place, what was found and what is allowed."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from supervisor.spec import Deployment, SpecError, load_deployment, load_inventory, parse_deployment
+
+from .reading import GOOD, ONE, TWO, deployment_errors
+
+LAB = Path(__file__).parents[2] / "inventory" / "lab"
+NAME = "a name of 1 to 39 characters: a-z, 0-9 and -, not starting with - ([a-z0-9][a-z0-9-]{0,38})"
+COUNT = "an integer of at least 0 (and at most 10000)"
+PORT = "a port: an integer from 1 to 65535"
+TEXT = "text (numbers, true and false in quotes)"
+MODEL = "an absolute path on the hosts, or a hub id such as Qwen/Qwen3-0.6B"
+MODEL_KEYS = "args, engine, env, extra_args, host, hosts, model, name, ready, replicas, restart, served_as, stop"
+
+
+def model(line: str) -> str:
+    """GOOD with one more line in its model: line 6, column 5."""
+    return f"{GOOD}    {line}\n"
+
+
+def top(line: str) -> str:
+    """GOOD with one more line at the top level: line 6, column 1."""
+    return f"{GOOD}{line}\n"
+
+
+def parsed(text: str) -> Deployment:
+    return parse_deployment(text, TWO)
+
+
+def test_the_lab_is_what_it_says() -> None:
+    inventory = load_inventory(LAB / "hosts.yaml")
+    lab = load_deployment(LAB / "deployment.yaml", inventory)
+    assert lab.etcd is not None
+    assert (lab.name, lab.discovery, lab.etcd.host, lab.etcd.peer_port) == ("lab", "etcd", "here", 2380)
+    assert (lab.frontend.host, lab.frontend.port, lab.frontend.args) == ("here", 8000, {"router_mode": "round-robin"})
+    (mock,) = lab.models
+    assert (mock.name, mock.served_as, mock.replicas, mock.hosts) == ("mock", "mock-model", 2, ("here",))
+
+
+def test_what_is_left_out_has_an_answer() -> None:
+    d = parsed(GOOD)
+    assert d.etcd is not None
+    assert d.etcd.model_dump() == {"host": "gpu01", "port": 2379, "peer_port": 2380, "members": 1, "lease_ttl": 60}
+    assert d.planes.model_dump() == {"request": "tcp", "event": "zmq"}
+    assert d.frontend.model_dump() == {
+        "replicas": 1,
+        "host": "gpu01",
+        "port": 8000,
+        "bind": None,
+        "args": {},
+        "extra_args": (),
+        "env": {},
+    }
+    assert d.models[0].model_dump() == {
+        "name": "qwen",
+        "served_as": "qwen",
+        "model": "/models/q",
+        "engine": "mocker",
+        "replicas": 1,
+        "args": {},
+        "extra_args": (),
+        "env": {},
+        "host": None,
+        "hosts": ("gpu01", "gpu02"),
+        "restart": {"policy": "on_failure", "budget": 5, "window": 600.0},
+        "stop": {"drain": 60.0, "term": 30.0},
+        "ready": {"stall": 300.0},
+    }
+    assert d.hosts == ("gpu01", "gpu02")
+
+
+def test_sections_left_blank_are_their_defaults() -> None:
+    assert parsed(top("etcd:\nfrontend:\nplanes:\nenv:")) == parsed(GOOD)
+
+
+def test_what_is_said_arrives() -> None:
+    d = parsed(
+        model(
+            "hosts: [gpu02]\n    replicas: 0\n    args: {a: null, b: {c: [1, 2.5]}, d: true}\n    extra_args: [-x, '1']"
+        )
+        + "frontend: {host: gpu02, bind: 10.1.0.11}\netcd: {port: 9000}\nenv: {A: b}\n"
+    )
+    assert d.etcd is not None
+    assert (d.etcd.port, d.etcd.peer_port, d.env) == (9000, 9001, {"A": "b"})
+    assert (d.frontend.host, d.frontend.bind) == ("gpu02", "10.1.0.11")
+    assert (d.models[0].hosts, d.models[0].replicas, d.models[0].extra_args) == (("gpu02",), 0, ("-x", "1"))
+    assert d.models[0].args == {"a": None, "b": {"c": (1, 2.5)}, "d": True}
+
+
+def test_an_alias_may_share_arguments() -> None:
+    text = top("frontend: {args: &shared {a_b: 1}}") + "env: {}\n"
+    assert parsed(text.replace("engine: mocker\n", "engine: mocker\n    args: {c: 1}\n")).frontend.args == {"a_b": 1}
+    twice = "name: lab\nmodels:\n" + "".join(
+        f"  - {{name: m{i}, model: /m, engine: mocker, args: {ref}}}\n" for i, ref in enumerate(("&a {x: 1}", "*a"))
+    )
+    assert [m.args for m in parsed(twice).models] == [{"x": 1}, {"x": 1}]
+
+
+@pytest.mark.parametrize("change", [("replicas", 3), ("name", "x")])
+def test_what_is_parsed_does_not_change(change: tuple[str, Any]) -> None:
+    with pytest.raises(pydantic.ValidationError):
+        setattr(parsed(GOOD).models[0], *change)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TWO.path = Path("x")  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        (model("replicas: -1"), f"6:15: models[0].replicas: found -1, allowed: {COUNT}"),
+        (model('replicas: "3"'), f"6:15: models[0].replicas: found '3', allowed: {COUNT}"),
+        (model("replicas: true"), f"6:15: models[0].replicas: found true, allowed: {COUNT}"),
+        (model("replicas: 2.0"), f"6:15: models[0].replicas: found 2.0, allowed: {COUNT}"),
+        (model("replicas:"), f"6:5: models[0].replicas: found nothing, allowed: {COUNT}"),
+        (model("replicas: 100000000000000000000"), f"6:15: models[0].replicas: found {10**20}, allowed: {COUNT}"),
+        (model("restart: {budget: -2}"), f"6:23: models[0].restart.budget: found -2, allowed: {COUNT}"),
+        (
+            model("restart: {policy: on-failure}"),
+            "6:23: models[0].restart.policy: found 'on-failure', allowed: always, on_failure or never",
+        ),
+        (
+            model("stop: {drain: -0.5}"),
+            "6:19: models[0].stop.drain: found -0.5, allowed: seconds: a number of at least 0 (and at most 1e7)",
+        ),
+        (
+            model("ready: {stall: 0}"),
+            "6:20: models[0].ready.stall: found 0, allowed: seconds: a number greater than 0 (and at most 1e7)",
+        ),
+        (model("stop: 5"), "6:11: models[0].stop: found 5, allowed: a mapping with the keys drain, term"),
+        (model("args: [a]"), "6:11: models[0].args: found a list, allowed: a mapping"),
+        (
+            model("args: {max-len: 1}"),
+            "6:12: models[0].args: found the key 'max-len', allowed: a flag of the program in snake_case,"
+            " such as max_model_len",
+        ),
+        (model("extra_args: --x"), "6:17: models[0].extra_args: found '--x', allowed: a list"),
+        (model("extra_args: [a, 1]"), f"6:21: models[0].extra_args[1]: found 1, allowed: {TEXT}"),
+        (model("env: {A: 1}"), f"6:14: models[0].env.A: found an integer, allowed: {TEXT}"),
+        (
+            model("env: {A B: x}"),
+            "6:11: models[0].env: found the key 'A B', allowed: a variable name of A-Z a-z 0-9 _,"
+            " not starting with a digit",
+        ),
+        (
+            model("served_as: a b"),
+            "6:16: models[0].served_as: found 'a b', allowed: 1 to 255 printable ASCII characters without spaces",
+        ),
+        (
+            top("etcd: {lease_ttl: 1.5}"),
+            "6:19: etcd.lease_ttl: found 1.5, allowed: whole seconds: an integer from 1 to 86400",
+        ),
+        (top("etcd: {port: 65535}"), f"6:7: etcd.peer_port: found 65536, allowed: {PORT}"),
+        (top("etcd: {peer_port: 2379}"), "6:19: etcd.peer_port: found 2379, allowed: a port other than etcd.port"),
+        (top("frontend: {port: 0}"), f"6:18: frontend.port: found 0, allowed: {PORT}"),
+        (
+            top("frontend: {port: 2380}"),
+            "6:18: frontend.port: found 2380, allowed: a port that etcd does not use (2379 and 2380)",
+        ),
+        (
+            top("frontend: {bind: here}"),
+            "6:18: frontend.bind: found 'here', allowed: an IP address of the host, such as 10.1.0.11 or 0.0.0.0",
+        ),
+        (top("frontend: {replicas: true}"), "6:22: frontend.replicas: found true, allowed: 1"),
+        (top("discovery: consul"), "6:12: discovery: found 'consul', allowed: etcd or file"),
+        (top("planes: {event: kafka}"), "6:17: planes.event: found 'kafka', allowed: zmq"),
+        (
+            model("model: ~/m").replace("    model: /models/q\n", ""),
+            f"5:12: models[0].model: found '~/m', allowed: {MODEL}",
+        ),
+        (GOOD.replace("/models/q", "a/b/c"), f"4:12: models[0].model: found 'a/b/c', allowed: {MODEL}"),
+        (GOOD.replace("mocker", "llama"), "5:13: models[0].engine: found 'llama', allowed: mocker"),
+    ],
+)
+def test_wrong_values(text: str, error: str) -> None:
+    assert deployment_errors(text) == [f"d.yaml:{error}"]
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        (
+            model("replica: 3"),
+            f"6:5: models[0]: unknown key 'replica', did you mean 'replicas'?; allowed: {MODEL_KEYS}",
+        ),
+        (
+            top("model: 3"),
+            "6:1: unknown key 'model', did you mean 'models'?;"
+            " allowed: discovery, env, etcd, frontend, models, name, planes",
+        ),
+        (top("planes: {zzz: 1}"), "6:10: planes: unknown key 'zzz'; allowed: event, request"),
+        (model("name: b"), "6:5: models[0]: duplicate key 'name' (first on line 3), allowed: each key once"),
+        (GOOD.replace("name: lab\n", ""), f"1:1: name: missing, allowed: {NAME}"),
+        ("name: lab\n", "1:1: models: missing, allowed: a list with at least one entry"),
+        ("name: lab\nmodels: []\n", "2:9: models: found an empty list, allowed: at least one entry"),
+        ("name: lab\nmodels:\n", "2:1: models: found nothing, allowed: a list"),
+        ("name: lab\nmodels: {a: 1}\n", "2:9: models: found a mapping, allowed: a list"),
+        (GOOD.replace("    engine: mocker\n", ""), "3:5: models[0].engine: missing, allowed: mocker"),
+        (f"{GOOD}  - 5\n", f"6:5: models[1]: found 5, allowed: a mapping with the keys {MODEL_KEYS}"),
+        (
+            "- name: lab\n",
+            "1:1: found a list, allowed: a mapping with the keys discovery, env, etcd, frontend, models, name, planes",
+        ),
+        (
+            "\nlab\n",
+            "2:1: found 'lab', allowed: a mapping with the keys discovery, env, etcd, frontend, models, name, planes",
+        ),
+    ],
+)
+def test_wrong_keys_and_shapes(text: str, error: str) -> None:
+    assert deployment_errors(text) == [f"d.yaml:{error}"]
+
+
+NOT_YET = "not yet built in this version (planned: "
+
+
+@pytest.mark.parametrize(
+    ("text", "start"),
+    [
+        (top("nats: {host: gpu01}"), f"6:1: nats: {NOT_YET}NATS"),
+        (model("gpus: {gpu01: [0]}"), f"6:5: models[0].gpus: {NOT_YET}GPUs"),
+        (model("labels: {rack: r1}"), f"6:5: models[0].labels: {NOT_YET}hosts chosen by their labels"),
+        (model("prefill: {replicas: 2}"), f"6:5: models[0].prefill: {NOT_YET}disaggregated"),
+        (model("decode: {}"), f"6:5: models[0].decode: {NOT_YET}disaggregated"),
+        (model("nodes: 2"), f"6:5: models[0].nodes: {NOT_YET}one engine over several hosts"),
+        (model("loras: []"), f"6:5: models[0].loras: {NOT_YET}LoRA"),
+        (top("planes: {request: nats}"), f"6:19: planes.request: found 'nats': {NOT_YET}request: nats"),
+        (top("planes: {event: nats}"), f"6:17: planes.event: found 'nats': {NOT_YET}event: nats"),
+        (top("discovery: {endpoints: [a]}"), f"6:12: discovery: found a mapping: {NOT_YET}an external etcd"),
+        (top("etcd: {members: 3}"), f"6:17: etcd.members: found 3: {NOT_YET}more than one; this version runs 1)"),
+        (top("frontend: {replicas: 2}"), f"6:22: frontend.replicas: found 2: {NOT_YET}more than one; this version"),
+        (
+            GOOD.replace("mocker", "vllm"),
+            f"5:13: models[0].engine: found 'vllm': {NOT_YET}vllm, sglang and trtllm; this version runs engine: mocker",
+        ),
+        (GOOD.replace("mocker", "sglang"), f"5:13: models[0].engine: found 'sglang': {NOT_YET}"),
+        (GOOD.replace("mocker", "trtllm"), f"5:13: models[0].engine: found 'trtllm': {NOT_YET}"),
+    ],
+)
+def test_what_is_planned_is_refused_as_not_yet(text: str, start: str) -> None:
+    (error,) = deployment_errors(text)
+    assert error.startswith(f"d.yaml:{start}")
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        (top("etcd: {host: gpu1}"), "6:14: etcd.host"),
+        (top("frontend: {host: gpu1}"), "6:18: frontend.host"),
+        (model("host: gpu1"), "6:11: models[0].host"),
+        (model("hosts: [gpu01, gpu1]"), "6:20: models[0].hosts[1]"),
+    ],
+)
+def test_hosts_must_be_in_the_inventory(text: str, place: str) -> None:
+    error = f"d.yaml:{place}: found 'gpu1', allowed: a host of the inventory (gpu01, gpu02), did you mean 'gpu01'?"
+    assert deployment_errors(text) == [error]
+
+
+@pytest.mark.parametrize(
+    ("line", "allowed"),
+    [
+        ("hosts: []", "found an empty list, allowed: at least one entry"),
+        ("hosts: gpu01", "found 'gpu01', allowed: a list"),
+        ("hosts: [gpu01, gpu01]", "found a list, allowed: each host once"),
+    ],
+)
+def test_hosts_is_a_list_of_different_hosts(line: str, allowed: str) -> None:
+    assert deployment_errors(model(line)) == [f"d.yaml:6:12: models[0].hosts: {allowed}"]
+
+
+def test_host_is_short_for_hosts_and_excludes_it() -> None:
+    assert parsed(model("host: gpu02")).models[0].hosts == ("gpu02",)
+    both = deployment_errors(model("host: gpu01\n    hosts: [gpu02]"))
+    assert both == ["d.yaml:7:12: models[0].hosts: found a list, allowed: host or hosts, not both"]
+
+
+@pytest.mark.parametrize(
+    ("yaml", "shown"),
+    [
+        ("a b", "'a b'"),
+        ("'a\"b'", "'a\"b'"),
+        ('"a\\nb"', r"'a\nb'"),
+        ('"a\\n"', r"'a\n'"),
+        ("Qwen", "'Qwen'"),
+        ("é", r"'\xe9'"),
+        ("-a", "'-a'"),
+        ("''", "''"),
+        ("a" * 40, f"'{'a' * 40}'"),
+        ("a.b", "'a.b'"),
+        ("7", "7"),
+    ],
+)
+def test_names_are_plain(yaml: str, shown: str) -> None:
+    assert deployment_errors(GOOD.replace("qwen", yaml)) == [
+        f"d.yaml:3:11: models[0].name: found {shown}, allowed: {NAME}"
+    ]
+    assert deployment_errors(GOOD.replace("lab", yaml)) == [f"d.yaml:1:7: name: found {shown}, allowed: {NAME}"]
+
+
+def test_the_longest_name() -> None:
+    assert parsed(GOOD.replace("qwen", "a" * 39)).models[0].name == "a" * 39
+
+
+def named(*names: str) -> str:
+    return "name: lab\nmodels:\n" + "".join(f"  - {{name: {n}, model: /m, engine: mocker}}\n" for n in names)
+
+
+@pytest.mark.parametrize(
+    ("names", "error"),
+    [
+        (("a", "a"), "4:12: models[1].name: found 'a', the name of models[0]"),
+        (("etcd",), "3:12: models[0].name: found 'etcd', the name of one of noray's own services"),
+        (("nats",), "3:12: models[0].name: found 'nats', the name of one of noray's own services"),
+        (("gpu02",), "3:12: models[0].name: found 'gpu02', the name of a host of the inventory"),
+        (("qwen", "qwen-0"), "4:12: models[1].name: found 'qwen-0', a process name of the service qwen"),
+        (("qwen-7", "qwen"), "3:12: models[0].name: found 'qwen-7', a process name of the service qwen"),
+        (("frontend-0",), "3:12: models[0].name: found 'frontend-0', a process name of the service frontend"),
+    ],
+)
+def test_services_hosts_and_processes_share_one_namespace(names: tuple[str, ...], error: str) -> None:
+    assert deployment_errors(named(*names)) == [f"d.yaml:{error}, allowed: a name that nothing else has"]
+
+
+def test_a_host_may_not_have_the_name_of_a_process() -> None:
+    inventory = dataclasses.replace(ONE, hosts={"box-3": ONE.hosts["gpu01"]})
+    assert deployment_errors(named("box"), inventory) == [
+        "d.yaml:3:12: models[0].name: found 'box', a service whose process name box-3 is a host of the inventory,"
+        " allowed: a name that nothing else has"
+    ]
+
+
+def test_names_that_only_look_alike_do_not_clash() -> None:
+    assert deployment_errors(named("qwen", "qwen-big", "qwen-00", "qwen2", "lab")) == []
+
+
+def test_file_discovery_is_for_one_host_and_without_etcd() -> None:
+    text = top("discovery: file")
+    d = parse_deployment(text, ONE)
+    assert (d.discovery, d.etcd) == ("file", None)
+    assert parsed(model("host: gpu01") + "discovery: file\n").hosts == ("gpu01",)
+    assert deployment_errors(text) == [
+        "d.yaml:6:12: discovery: found 'file', allowed: etcd, as this deployment uses several hosts (gpu01, gpu02)"
+    ]
+    assert deployment_errors(text + "etcd: {port: 1}\n", ONE) == [
+        "d.yaml:7:7: etcd: found a mapping, allowed: no etcd section with discovery: file"
+    ]
+
+
+def test_all_problems_of_a_file_come_at_once_in_the_order_of_the_file() -> None:
+    text = """\
+name: Lab
+etcd: {host: nope, prot: 1}
+nats: {}
+models:
+  - name: qwen
+    name: twice
+    engine: vllm
+    replicas: -1
+    env: {TOKEN: !t hunter2, TOKEN2: 12345}
+  - {name: qwen-0, model: m, engine: mocker, args: {x: .inf}}
+"""
+    errors = deployment_errors(text)
+    places = ["1:7", "2:14", "2:20", "3:1", "5:5", "6:5", "7:13", "8:15", "9:18", "9:38", "10:12", "10:56"]
+    assert [error.split(": ")[0] for error in errors] == [f"d.yaml:{place}" for place in places]
+    assert "hunter2" not in "\n".join(errors)
+    assert "12345" not in "\n".join(errors)
+
+
+def test_an_error_is_a_value_too() -> None:
+    with pytest.raises(SpecError) as caught:
+        parsed(model("replicas: -1"))
+    (problem,) = caught.value.problems
+    assert (problem.path, problem.place, problem.where) == (Path("deployment.yaml"), (6, 15), "models[0].replicas")
+
+
+VALUES = st.recursive(
+    st.sampled_from(["1", "-1", "true", "~", "x", "'1'", "1.5", "!t x", "gpu01", "qwen-0", '"\\ud800"', ".inf"]),
+    lambda inner: (
+        st.lists(inner, max_size=3).map(lambda xs: f"[{', '.join(xs)}]")
+        | st.dictionaries(
+            st.sampled_from(["name", "host", "hosts", "port", "env", "args", "models", "x", "'[key]'", "1"]),
+            inner,
+            max_size=3,
+        ).map(lambda d: "{" + ", ".join(f"{k}: {v}" for k, v in d.items()) + "}")
+    ),
+    max_leaves=6,
+)
+
+
+@given(st.sampled_from([*Deployment.model_fields, "nats"]), VALUES)
+@settings(max_examples=300, deadline=None)
+def test_whatever_a_key_holds_every_problem_has_a_place(key: str, value: str) -> None:
+    """The odd values land in every section; what comes out is a deployment or problems on real lines."""
+    base = "".join(line + "\n" for line in ("name: lab", "models: [{name: m, model: /m, engine: mocker}]"))
+    text = "\n".join(line for line in base.splitlines() if not line.startswith(f"{key}:")) + f"\n{key}: {value}\n"
+    try:
+        assert parsed(text).models
+    except SpecError as error:
+        for problem in error.problems:
+            assert problem.place is not None
+            assert 1 <= problem.place.line <= len(text.splitlines())
