@@ -6,7 +6,7 @@ left to the host: a `${port.NAME}` in argv or env is replaced there by the numbe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 
@@ -23,7 +23,7 @@ class Site:
 class Cell:
     """What all processes of one deployment agree on."""
 
-    namespace: str
+    namespace: str  # the deployment's name; see `namespace_of` for what Dynamo is told
     discovery: str  # "etcd" or "file"
     etcd_urls: tuple[str, ...] = ()
     file_kv: str = ""  # directory of the file store, discovery "file" only
@@ -40,6 +40,81 @@ class LaunchSpec:
     env: Mapping[str, str] = field(default_factory=dict)
     ports: Mapping[str, int] = field(default_factory=dict)
     bind: str = "127.0.0.1"  # the address the ports are bind-tested on
+    binds: Mapping[str, str] = field(default_factory=dict)  # ports that listen elsewhere than `bind`
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Default times of a stop. `drain_s` passes before SIGTERM (cordoned, requests running out), `term_s` after it."""
+
+    drain_s: float
+    term_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One line of the registry: how to launch, and what the rest of noray must know to treat it well.
+
+    Ranks order what must be ordered; equal ranks go together. `start_rank` gates *readiness*, not spawning: on a cold
+    start all are spawned at once, since Dynamo itself retries etcd for 120 s and waiting costs 0.9 s.
+    """
+
+    launch: Callable[..., LaunchSpec]
+    stop: Stop
+    start_rank: int
+    stop_rank: int
+    ports: Mapping[str, str]  # every name `launch` uses, and what listens there
+    owned: frozenset[str]  # engine flags in snake_case that noray sets itself; the operator's `args` must not
+
+
+SEPARATOR = "_"
+
+
+def namespace_of(cell: Cell, service: str) -> str:
+    """The Dynamo namespace of one model. One each: a second model on one endpoint exits 0 and says nothing (1.4.2)."""
+    return f"{cell.namespace}{SEPARATOR}{service}"
+
+
+def namespace_prefix(cell: Cell) -> str:
+    """What a frontend of this deployment looks for.
+
+    Dynamo compares with a bare `startswith`. With a dash, deployment `lab` would serve the models of `lab-two`
+    (measured); an underscore cannot stand in a deployment's name, so no prefix begins another. A dot cannot be the
+    separator: `dyn://a.b.c.generate` is then cut in the wrong places and the worker never becomes ready.
+    """
+    return cell.namespace + SEPARATOR
+
+
+def dynamo_env(cell: Cell) -> dict[str, str]:
+    """The environment every Dynamo process of a cell shares."""
+    env = {
+        "DYN_DISCOVERY_BACKEND": cell.discovery,
+        "DYN_REQUEST_PLANE": cell.request_plane,
+        "DYN_EVENT_PLANE": cell.event_plane,
+        # Plain lines without colours, not JSON lines: at 3 a.m. somebody reads them with `noray logs` or `less`. What
+        # we need from them are a few phrases, which both forms contain; JSON would be half metadata, and never pure
+        # (Python libraries and tracebacks write what they like).
+        "DYN_LOG": "info",
+        "DYN_SDK_DISABLE_ANSI_LOGGING": "1",
+        "PYTHONUNBUFFERED": "1",  # a crash must not take its last words along
+    }
+    if cell.discovery == "etcd":
+        env["ETCD_ENDPOINTS"] = ",".join(cell.etcd_urls)
+        # Dynamo never registers again after a lost lease: everything exits 0. 60 s outlive an etcd restart; a dead
+        # worker does not stay for 60 s, because its keeper revokes the lease.
+        env["ETCD_LEASE_TTL"] = str(cell.lease_ttl_s)
+    else:
+        env["DYN_FILE_KV"] = cell.file_kv
+    return env
+
+
+def clashes(owned: frozenset[str], args: Mapping[str, object], extra_args: Sequence[str]) -> tuple[str, ...]:
+    """The operator's flags that noray sets itself, as the operator wrote them."""
+    bad = [key for key in args if key.replace("-", "_").removeprefix("no_") in owned]
+    for word in extra_args:
+        if word.startswith("--") and word[2:].partition("=")[0].replace("-", "_").removeprefix("no_") in owned:
+            bad.append(word)
+    return tuple(bad)
 
 
 def flags(args: Mapping[str, object]) -> tuple[str, ...]:

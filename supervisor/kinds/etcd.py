@@ -1,0 +1,42 @@
+"""etcd: the cell's memory. Losing its data ends every Dynamo process, so it stops last and keeps its directory."""
+
+from __future__ import annotations
+
+from supervisor.kinds.base import Cell, Kind, LaunchSpec, Site, Stop
+
+
+def etcd(site: Site, cell: Cell, *, name: str, client_port: int, peer_port: int) -> LaunchSpec:
+    """One member. `etcd` is a bare name: the host finds it in the interpreter's bin directory, then in PATH.
+
+    The pip package's script of that name execs the real program (same pid, no child), so the keeper's child is etcd
+    itself; only its argv changes on the way.
+    """
+    client = f"http://{site.address}:${{port.client}}"
+    peer = f"http://{site.address}:${{port.peer}}"
+    return LaunchSpec(
+        argv=(
+            "etcd",
+            *("--name", name),
+            *("--data-dir", f"{site.data_dir}/etcd"),
+            *("--listen-client-urls", client),
+            *("--advertise-client-urls", client),
+            *("--listen-peer-urls", peer),
+            *("--initial-advertise-peer-urls", peer),
+            *("--initial-cluster", f"{name}={peer}"),
+            *("--initial-cluster-token", cell.namespace),
+            *("--auto-compaction-retention", "1h"),  # off by default: the history of every lease would be kept for ever
+        ),
+        ports={"client": client_port, "peer": peer_port},
+        bind=site.address,
+    )
+
+
+KIND = Kind(
+    launch=etcd,
+    # Nothing to drain. It answers SIGTERM within 20 ms by dying of it: signal 15 is its clean end, not 0.
+    stop=Stop(drain_s=0.0, term_s=10.0),
+    start_rank=0,
+    stop_rank=2,
+    ports={"client": "gRPC and JSON gateway, what ETCD_ENDPOINTS names", "peer": "raft; unused by a single member"},
+    owned=frozenset(),
+)

@@ -1,0 +1,191 @@
+"""One golden launch per kind: what is started, word by word. A change here is a change of what runs on every host."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from supervisor.kinds import KINDS
+from supervisor.kinds.base import Cell, LaunchSpec, Site, clashes, namespace_of, namespace_prefix
+from supervisor.kinds.etcd import etcd
+from supervisor.kinds.frontend import frontend
+from supervisor.kinds.mocker import mocker
+
+SITE = Site(python="/opt/dynamo/bin/python", data_dir="/var/lib/noray/lab", address="10.1.0.11")
+CELL = Cell(namespace="lab", discovery="etcd", etcd_urls=("http://10.1.0.11:2379",))
+ON_FILES = replace(CELL, discovery="file", etcd_urls=(), file_kv="/var/lib/noray/lab/kv")
+
+COMMON = {
+    "DYN_DISCOVERY_BACKEND": "etcd",
+    "DYN_REQUEST_PLANE": "tcp",
+    "DYN_EVENT_PLANE": "zmq",
+    "DYN_LOG": "info",
+    "DYN_SDK_DISABLE_ANSI_LOGGING": "1",
+    "PYTHONUNBUFFERED": "1",
+    "ETCD_ENDPOINTS": "http://10.1.0.11:2379",
+    "ETCD_LEASE_TTL": "60",
+}
+
+
+def test_etcd() -> None:
+    assert etcd(SITE, CELL, name="etcd-0", client_port=2379, peer_port=0) == LaunchSpec(
+        argv=(
+            "etcd",
+            "--name",
+            "etcd-0",
+            "--data-dir",
+            "/var/lib/noray/lab/etcd",
+            "--listen-client-urls",
+            "http://10.1.0.11:${port.client}",
+            "--advertise-client-urls",
+            "http://10.1.0.11:${port.client}",
+            "--listen-peer-urls",
+            "http://10.1.0.11:${port.peer}",
+            "--initial-advertise-peer-urls",
+            "http://10.1.0.11:${port.peer}",
+            "--initial-cluster",
+            "etcd-0=http://10.1.0.11:${port.peer}",
+            "--initial-cluster-token",
+            "lab",
+            "--auto-compaction-retention",
+            "1h",
+        ),
+        env={},
+        ports={"client": 2379, "peer": 0},
+        bind="10.1.0.11",
+    )
+
+
+def test_frontend() -> None:
+    assert frontend(
+        SITE, CELL, port=8000, bind="0.0.0.0", args={"router_mode": "kv"}, extra_args=["--tokenizer", "fastokens"]
+    ) == LaunchSpec(
+        argv=(
+            "/opt/dynamo/bin/python",
+            "-m",
+            "dynamo.frontend",
+            "--migration-limit",
+            "3",
+            "--router-mode",
+            "kv",
+            "--tokenizer",
+            "fastokens",
+            "--http-host",
+            "0.0.0.0",
+            "--http-port",
+            "${port.http}",
+            "--namespace-prefix",
+            "lab_",
+        ),
+        env={
+            **COMMON,
+            "DYN_TCP_RESPONSE_STREAM_PORT": "${port.stream}",
+            "DYN_TCP_RPC_HOST": "10.1.0.11",
+            "DYN_HTTP_BACKEND_STREAM_TIMEOUT_SECS": "300",
+            "CUDA_VISIBLE_DEVICES": "",
+        },
+        ports={"http": 8000, "stream": 0},
+        bind="0.0.0.0",
+        binds={"stream": "0.0.0.0"},
+    )
+
+
+def test_mocker() -> None:
+    assert mocker(
+        SITE,
+        CELL,
+        service="qwen",
+        served_as="Qwen/Qwen3-0.6B",
+        model="/models/Qwen3-0.6B",
+        args={"block_size": 64, "enable_prefix_caching": False},
+        extra_args=[],
+    ) == LaunchSpec(
+        argv=(
+            "/opt/dynamo/bin/python",
+            "-m",
+            "dynamo.mocker",
+            "--block-size",
+            "64",
+            "--no-enable-prefix-caching",
+            "--model-path",
+            "/models/Qwen3-0.6B",
+            "--model-name",
+            "Qwen/Qwen3-0.6B",
+        ),
+        env={
+            **COMMON,
+            "DYN_NAMESPACE": "lab_qwen",
+            "DYN_SYSTEM_HOST": "10.1.0.11",
+            "DYN_SYSTEM_PORT": "${port.system}",
+            "DYN_TCP_RPC_HOST": "10.1.0.11",
+            "DYN_TCP_RPC_PORT": "${port.rpc}",
+            "DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS": '["generate"]',
+            "CUDA_VISIBLE_DEVICES": "",
+            "HF_HUB_OFFLINE": "1",
+        },
+        ports={"system": 0, "rpc": 0},
+        bind="10.1.0.11",
+    )
+
+
+def test_a_hub_model_may_reach_the_hub() -> None:
+    spec = mocker(SITE, CELL, service="q", served_as="q", model="Qwen/Qwen3-0.6B", args={}, extra_args=[])
+    assert "HF_HUB_OFFLINE" not in spec.env
+
+
+def test_file_discovery_names_its_directory_and_no_etcd() -> None:
+    spec = mocker(SITE, ON_FILES, service="q", served_as="q", model="/m", args={}, extra_args=[])
+    assert spec.env["DYN_DISCOVERY_BACKEND"] == "file"
+    assert spec.env["DYN_FILE_KV"] == "/var/lib/noray/lab/kv"
+    assert not [name for name in spec.env if name.startswith("ETCD_")]
+
+
+def test_the_operator_may_switch_migration_off() -> None:
+    argv = frontend(SITE, CELL, port=0, bind="127.0.0.1", args={"migration_limit": 0}, extra_args=[]).argv
+    assert argv.count("--migration-limit") == 1
+    assert argv[argv.index("--migration-limit") + 1] == "0"
+
+
+def test_no_fixed_rpc_port_on_a_frontend() -> None:
+    """A KV router with DYN_TCP_RPC_PORT lists no model, for ever (1.4.2)."""
+    assert "DYN_TCP_RPC_PORT" not in frontend(SITE, CELL, port=0, bind="127.0.0.1", args={}, extra_args=[]).env
+
+
+DEPLOYMENT = st.from_regex(r"[a-z][a-z0-9-]{0,8}", fullmatch=True)
+
+
+@given(DEPLOYMENT, DEPLOYMENT, DEPLOYMENT)
+def test_two_deployments_never_see_each_other(one: str, other: str, service: str) -> None:
+    ours, theirs = replace(CELL, namespace=one), replace(CELL, namespace=other)
+    assert namespace_of(theirs, service).startswith(namespace_prefix(ours)) == (one == other)
+
+
+def test_flags_that_are_ours_are_named() -> None:
+    owned = KINDS["frontend"].owned
+    args = {"router_mode": "kv", "http_port": 1, "no_interactive": True}
+    assert clashes(owned, args, ["--namespace=x", "--tokenizer", "http_port"]) == (
+        "http_port",
+        "no_interactive",
+        "--namespace=x",
+    )
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_registry_documents_every_port(name: str) -> None:
+    specs = {
+        "etcd": etcd(SITE, CELL, name="e", client_port=1, peer_port=2),
+        "frontend": frontend(SITE, CELL, port=1, bind="127.0.0.1", args={}, extra_args=[]),
+        "mocker": mocker(SITE, CELL, service="q", served_as="q", model="/m", args={}, extra_args=[]),
+    }
+    spec = specs[name]
+    text = " ".join((*spec.argv, *spec.env.values()))
+    assert KINDS[name].ports.keys() == spec.ports.keys()
+    assert all(f"${{port.{port}}}" in text for port in spec.ports)
+
+
+def test_frontend_stops_first_and_etcd_last() -> None:
+    assert sorted(KINDS, key=lambda kind: KINDS[kind].stop_rank) == ["frontend", "mocker", "etcd"]
+    assert KINDS["etcd"].start_rank < KINDS["mocker"].start_rank
