@@ -1,0 +1,121 @@
+"""This machine: a child process with pipes, started by the same bootstrap as over ssh, without a shell."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+from collections.abc import Sequence
+from fcntl import F_GETFL, F_SETFL, fcntl
+from subprocess import PIPE
+from typing import IO
+
+import anyio
+from anyio.abc import Process
+
+from supervisor.errors import HostRefused, HostUnreachable
+from supervisor.transport import bootstrap
+from supervisor.transport.base import HostAddress
+from supervisor.transport.channel import TAIL_BYTES, Ending, tail
+
+_BROKEN = (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError)
+_STDERR_LIMIT = 1024 * 1024
+
+
+class LocalDialer:
+    """Starts host-side programs as children in sessions of their own."""
+
+    def __init__(self, address: HostAddress) -> None:
+        self._address = address
+
+    async def dial(self) -> LocalPipe:
+        argv: Sequence[str] = bootstrap.argv(self._address)
+        # A file, not a pipe: nobody has to drain it, and a program that complains a lot is never stopped by that.
+        stderr = tempfile.TemporaryFile()  # noqa: SIM115 - LocalPipe closes it
+        try:
+            fcntl(stderr, F_SETFL, fcntl(stderr, F_GETFL) | os.O_APPEND)
+            # Shielded: cancelled half-way, nobody would own the child. It takes milliseconds.
+            with anyio.CancelScope(shield=True):
+                process = await anyio.open_process(argv, stdin=PIPE, stdout=PIPE, stderr=stderr, start_new_session=True)
+        except (FileNotFoundError, PermissionError, NotADirectoryError) as exc:
+            stderr.close()
+            raise HostRefused(
+                f"{self._address.name} has no interpreter {self._address.python} to run: {exc.strerror}",
+                hint="set `python` of this host to a Python 3.9 or newer",
+            ) from exc
+        except OSError as exc:
+            stderr.close()
+            raise HostUnreachable(f"{self._address.name} cannot start a process: {exc.strerror}") from exc
+        except BaseException:
+            stderr.close()
+            raise
+        return LocalPipe(self._address.name, process, stderr)
+
+    async def aclose(self) -> None:
+        pass
+
+
+class LocalPipe:
+    def __init__(self, host: str, process: Process, stderr: IO[bytes]) -> None:
+        self._host = host
+        self._process = process
+        self._stderr = stderr
+
+    async def read(self) -> bytes:
+        assert self._process.stdout is not None
+        while True:
+            try:
+                with anyio.move_on_after(1.0):
+                    return await self._process.stdout.receive()
+            except (anyio.EndOfStream, *_BROKEN):
+                return b""
+            # The end of a program is the end of the pipe, even while a child of its keeps our end of it open.
+            if self._process.returncode is not None:
+                return b""
+            if os.fstat(self._stderr.fileno()).st_size > _STDERR_LIMIT:
+                os.ftruncate(self._stderr.fileno(), 0)
+
+    async def write(self, data: bytes) -> None:
+        assert self._process.stdin is not None
+        try:
+            await self._process.stdin.send(data)
+        except _BROKEN as exc:
+            raise HostUnreachable(f"the host program on {self._host} does not read any more") from exc
+
+    async def ending(self) -> Ending:
+        with anyio.move_on_after(1.0):
+            await self._process.wait()
+        code = self._process.returncode
+        complaint = self._complaint()
+        if code is None:
+            return Ending(complaint=complaint or "the host program closed its output")
+        if code < 0:
+            return Ending(signal=_signal_name(-code), complaint=complaint)
+        return Ending(code=code, complaint=complaint)
+
+    def abort(self) -> None:
+        # One process, not its session: a keeper that is just being born must outlive its link.
+        if self._process.returncode is None:
+            try:
+                self._process.kill()
+            except ProcessLookupError:
+                pass
+
+    async def aclose(self) -> None:
+        self.abort()
+        with anyio.CancelScope(shield=True):
+            await self._process.aclose()
+        self._stderr.close()
+
+    def _complaint(self) -> str:
+        if self._stderr.closed:
+            return ""
+        size = os.fstat(self._stderr.fileno()).st_size
+        return tail(os.pread(self._stderr.fileno(), TAIL_BYTES, max(0, size - TAIL_BYTES)))
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
