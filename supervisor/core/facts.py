@@ -6,6 +6,8 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from .wanted import Wanted
+
 
 class Phase(enum.StrEnum):
     """How far a run has come, as its keeper says it."""
@@ -113,4 +115,11 @@ class StopAsked:
     skip_drain: bool = False
 
 
-Fact = Told | HostFound | HostLost | Probed | Due | StopAsked
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """The operator's files say this is what should run. Anything else of this deployment is surplus."""
+
+    wanted: Mapping[str, Wanted]
+
+
+Fact = Planned | Told | HostFound | HostLost | Probed | Due | StopAsked

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from .actions import Action, Stop
-from .facts import Due, Fact, HostFound, HostLost, Phase, Probed, RunState, StopAsked, Told
-from .process import AT_REST, Body, Event, Process, State, Wanted, settle, step
+from .facts import Due, Fact, HostFound, HostLost, Phase, Planned, Probed, RunState, StopAsked, Told
+from .process import AT_REST, Body, Event, Process, State, settle, step
+from .wanted import Wanted
 
 BASE32 = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's: sorts like the numbers it stands for
 EVENT_OF = {Phase.RUNNING: Event.RUNNING, Phase.ENDED: Event.ENDED, Phase.STUCK: Event.STUCK, Phase.GONE: Event.GONE}
@@ -54,8 +55,8 @@ class Fleet:
 Result = tuple[Fleet, tuple[Action, ...]]
 
 
-def plan(fleet: Fleet, wanted: Mapping[str, Wanted], now_s: float) -> Result:
-    """Make `wanted` what the fleet should be: new ones wait for their host, changed ones are replaced, others are stopped."""
+def _planned(fleet: Fleet, wanted: Mapping[str, Wanted], now_s: float) -> Fleet:
+    """New ones wait for their host, changed ones are replaced once stopped, the others are stopped and then forgotten."""
     processes = dict(fleet.processes)
     for name, want in wanted.items():
         old = processes.get(name)
@@ -66,13 +67,15 @@ def plan(fleet: Fleet, wanted: Mapping[str, Wanted], now_s: float) -> Result:
     for name in processes.keys() - wanted.keys():
         processes[name] = replace(processes[name], up=False)
     hosts = {p.wanted.host: fleet.hosts.get(p.wanted.host, Host(p.wanted.host)) for p in processes.values()}
-    return _settle_all(replace(fleet, processes=processes, hosts={**fleet.hosts, **hosts}), now_s)
+    return replace(fleet, processes=processes, hosts={**fleet.hosts, **hosts})
 
 
 def step_fleet(fleet: Fleet, fact: Fact, now_s: float) -> Result:
     """The one way the fleet moves."""
     actions: tuple[Action, ...] = ()
     match fact:
+        case Planned(wanted):
+            fleet = _planned(fleet, wanted, now_s)
         case Told(host, state):
             fleet, actions = _told(fleet, host, state, now_s)
         case HostFound():

@@ -22,7 +22,8 @@ from dataclasses import dataclass, field, replace
 from .actions import Action, Spawn, Stop, TellFence, Unwatch, WakeAt, Watch
 from .diagnosis import diagnose
 from .facts import Exit, Phase, Probed, RunState
-from .restart import Again, GiveUp, RestartPolicy
+from .restart import Again, GiveUp
+from .wanted import Wanted
 
 
 class State(enum.StrEnum):
@@ -53,24 +54,6 @@ class Event(enum.StrEnum):
     DUE = "due"
     LOST = "lost"  # its host is silent
     ABSENT = "absent"  # its host answered and knows no run of it
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What a process should be; made by the plan."""
-
-    name: str
-    service: str
-    kind: str
-    host: str
-    launch_hash: str
-    replica: int = 0
-    rank: int = 0
-    stop_rank: int = 0  # lower stops first
-    restart: RestartPolicy = RestartPolicy()
-    drain_s: float = 60.0
-    term_s: float = 30.0
-    stall_s: float = 300.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,8 +68,9 @@ class Link:
             self._http(message)
         elif op == "tail":
             run = self._run(message)
-            text = pump.Log(run.file("log")).tail(int(message.get("bytes", 4096))) if run else b""
-            self.line.send({"reply": message["id"], "data": text.decode("latin-1")})
+            log = pump.Log(run.file("log") if run else "")
+            text = log.tail(int(message.get("bytes", 4096)))
+            self.line.send({"reply": message["id"], "data": text.decode("latin-1"), "end": log.end()})
         elif self._may_change(message):
             {"start": self._start, "stop": self._tell_keeper, "fence": self._tell_keeper, "purge": self._purge}[str(op)](
                 message

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import socket
-from typing import Dict, List, Tuple
+from typing import Any, Dict, List, Tuple
 
 from . import claims, procfs
 
@@ -14,12 +14,15 @@ class Taken(Exception):
     """A fixed port somebody else listens on, or a range with nothing left. The message names whom it can."""
 
 
-def choose(wanted: Dict[str, int], bind: str, low: int, high: int) -> Tuple[Dict[str, int], List[socket.socket]]:
-    """Numbers for `wanted` (0 = any of low..high) and the claims on them. Raises Taken or claims.Held, holding nothing."""
+def choose(wanted: Dict[str, List[Any]], low: int, high: int) -> Tuple[Dict[str, int], List[socket.socket]]:
+    """Numbers for `wanted` (name -> [number, or 0 = any of low..high; address to bind]) and the claims on them.
+
+    Raises Taken or claims.Held, holding nothing.
+    """
     chosen: Dict[str, int] = {}
     held: List[socket.socket] = []
     try:
-        for name, number in wanted.items():
+        for name, (number, bind) in wanted.items():
             if number:
                 held.append(claims.hold("port-%d" % number))
                 if not free(bind, number):

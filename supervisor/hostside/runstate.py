@@ -6,8 +6,10 @@ import os
 import time
 from typing import Any, Dict, Optional
 
-from . import procfs, spawn
+from . import procfs, pump, spawn
 from .rundir import Run
+
+TAIL_BYTES = 4096  # of its log are told with a run that is over
 
 
 def wall_ms() -> int:
@@ -42,6 +44,8 @@ def run_state(
         "asked": bool((ended or {}).get("asked")),
     }
     state.update(more)
+    if phase == "gone":
+        state["tail"] = pump.Log(run.file("log")).tail(TAIL_BYTES).decode("latin-1")
     return state
 
 

@@ -81,7 +81,7 @@ def claim(run: Run, spec: Dict[str, Any]) -> Held:
         for name in claim_names(run, spec, {}):
             held.append(claims.hold(name))
         low, high = spec.get("port_range", [18000, 19999])
-        numbers, port_claims = ports.choose(spec.get("ports", {}), spec.get("bind", "127.0.0.1"), low, high)
+        numbers, port_claims = ports.choose(spec.get("ports", {}), low, high)
         held += port_claims
         return Held(held, listen(run), numbers)
     except (Refused, claims.Held, ports.Taken) as error:

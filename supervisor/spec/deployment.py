@@ -87,9 +87,7 @@ class Etcd(Section):
 
     host: HostOrFirst = BLANK
     port: Port = 2379
-    peer_port: Annotated[
-        Port, BeforeValidator(_next_port), AfterValidator(_other_port), Field(validate_default=True)
-    ] = BLANK
+    peer_port: Annotated[Port, BeforeValidator(_next_port), AfterValidator(_other_port), Field(validate_default=True)] = BLANK
     members: One = 1
     lease_ttl: Annotated[int, Field(ge=1, le=86_400), Says("whole seconds: an integer from 1 to 86400")] = 60
 

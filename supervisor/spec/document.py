@@ -171,9 +171,7 @@ class _Reader:
             here = (*loc, key)
             if key in found:
                 first = self.keys[here].line
-                self.complain(
-                    key_node, loc, f"duplicate key {show(key)} (first on line {first}), allowed: each key once"
-                )
+                self.complain(key_node, loc, f"duplicate key {show(key)} (first on line {first}), allowed: each key once")
                 continue
             self.keys[here] = _mark(key_node)
             found[key] = self.value(value_node, here)
@@ -202,9 +200,7 @@ class _Reader:
             return None
         if "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):
             # execve and UTF-8 end here; said now it costs a line, said by a host it costs an evening.
-            self.complain(
-                node, loc, "found text with a NUL or half a surrogate pair, allowed: text that is valid UTF-8"
-            )
+            self.complain(node, loc, "found text with a NUL or half a surrogate pair, allowed: text that is valid UTF-8")
             return None
         return text
 

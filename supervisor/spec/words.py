@@ -115,9 +115,7 @@ Seconds = Annotated[float, Field(ge=0, le=1e7), Says("seconds: a number of at le
 Span = Annotated[float, Field(gt=0, le=1e7), Says("seconds: a number greater than 0 (and at most 1e7)")]
 
 _MODEL = r"^(/[^\x00-\x1f\x7f]*|[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?)$"
-ModelPath = Annotated[
-    str, Field(pattern=_MODEL), Says("an absolute path on the hosts, or a hub id such as Qwen/Qwen3-0.6B")
-]
+ModelPath = Annotated[str, Field(pattern=_MODEL), Says("an absolute path on the hosts, or a hub id such as Qwen/Qwen3-0.6B")]
 HostPath = Annotated[str, Field(pattern=r"^/[^\x00-\x1f\x7f]*$"), Says("an absolute path on the host")]
 Interpreter = Annotated[
     str,

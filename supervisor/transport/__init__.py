@@ -19,7 +19,5 @@ DIALERS: Mapping[str, Callable[[HostAddress], Dialer]] = {"local": LocalDialer, 
 def transport_for(address: HostAddress, host_program: bundle.Bundle | None = None) -> Transport:
     """A new generation of the way to this host; nothing is dialled before the first open()."""
     if address.transport not in DIALERS:
-        raise HostRefused(
-            f"{address.name}: no transport {address.transport!r}", hint=f"there are: {', '.join(DIALERS)}"
-        )
+        raise HostRefused(f"{address.name}: no transport {address.transport!r}", hint=f"there are: {', '.join(DIALERS)}")
     return DialledTransport(address, DIALERS[address.transport](address), host_program or bundle.build())

@@ -99,6 +99,4 @@ async def _no_marker(pipe: Pipe, address: HostAddress, before: bytes) -> NoRetur
         message = f"{address.name} has no interpreter {address.python} to run: {said}"
     else:
         message = f"{address.name} did not start {address.python}: {said}"
-    raise HostRefused(
-        message, hint="set `python` of this host to a Python 3.9 or newer that a non-interactive login finds"
-    )
+    raise HostRefused(message, hint="set `python` of this host to a Python 3.9 or newer that a non-interactive login finds")

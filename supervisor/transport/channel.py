@@ -91,9 +91,7 @@ class LineReader:
 class LineChannel:
     """The Channel over any pipe; see base.py for the guarantees."""
 
-    def __init__(
-        self, host: str, pipe: Pipe, lines: LineReader, preamble: str, on_close: Callable[[LineChannel], None]
-    ):
+    def __init__(self, host: str, pipe: Pipe, lines: LineReader, preamble: str, on_close: Callable[[LineChannel], None]):
         self.preamble = preamble
         self._host = host
         self._pipe = pipe

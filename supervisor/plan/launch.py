@@ -1,0 +1,101 @@
+"""One process + what its host said of itself -> exactly what will be executed there. `up` and `plan -v` both end here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from supervisor.kinds import KINDS
+from supervisor.kinds.base import Cell, LaunchSpec, Site, namespace_of
+from supervisor.plan.build import Plan
+
+NEVER_INHERITED = (
+    "DYN_",
+    "ETCD_",
+    "NATS_",
+    "VLLM_",
+    "NVIDIA_VISIBLE",
+    "CUDA_VISIBLE",
+    "CUDA_DEVICE",
+    "PROMETHEUS_",
+    "PYTHONPATH",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class HostFacts:
+    """What a host said when its link began. `login`: the part of its login environment that children may see."""
+
+    base: str
+    login: Mapping[str, str] = field(default_factory=dict)
+    boot_id: str = ""
+    hostname: str = ""
+    python_version: str = ""
+    clock_ahead_ms: int = 0  # its wall clock minus ours, the line's delay included
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """`spec` goes to the keeper and on disk; `env` goes to the keeper only. `${port.NAME}` is filled in there."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    spec: Mapping[str, object]
+    secret_keys: frozenset[str]
+
+
+def launch(plan: Plan, name: str, facts: HostFacts, secrets: Mapping[str, str], controller: str) -> Launch:
+    """`secrets` are the variables of the host's env_file: last word over everything but what Dynamo must agree on."""
+    process = plan.processes[name]
+    host = plan.hosts[process.wanted.host]
+    root = f"{facts.base}/data/{plan.deployment}"
+    cell = Cell(
+        namespace=plan.deployment,
+        discovery=plan.discovery,
+        etcd_urls=plan.etcd_urls,
+        file_kv=f"{root}/file-kv",
+        lease_ttl_s=plan.lease_ttl_s,
+        request_plane=plan.request_plane,
+        event_plane=plan.event_plane,
+    )
+    address = plan.addresses[host.name]
+    site = Site(python=host.python, data_dir=f"{root}/{name}", address=address)
+    kind = KINDS[process.wanted.kind]
+    wanted: LaunchSpec = kind.launch(site, cell, **process.options)
+    low, high = host.ports
+    spec: dict[str, object] = {
+        "process": name,
+        "argv": list(wanted.argv),
+        "ports": {port: [number, wanted.binds.get(port, wanted.bind)] for port, number in wanted.ports.items()},
+        "port_range": [low, high],
+        "needs": list(process.needs),
+        "term_s": process.wanted.drain_s + process.wanted.term_s,
+        "about": {"hash": process.wanted.launch_hash, "controller": controller, "service": process.wanted.service},
+    }
+    if "rpc" in wanted.ports:
+        spec["fence"] = _fence(cell, process.wanted.service, f"{address}:${{port.rpc}}")
+    env = _environment(plan, facts, host.python, [host.env or {}, plan.env, process.env, secrets, wanted.env])
+    return Launch(wanted.argv, env, spec, frozenset(secrets))
+
+
+def _fence(cell: Cell, service: str, address: str) -> dict[str, object]:
+    """How the keeper takes this worker out of routing: by its lease, or by unlinking its entries."""
+    if cell.discovery == "file":
+        return {"kind": "file", "root": cell.file_kv, "address": address}
+    prefix = f"v1/instances/{namespace_of(cell, service)}/"
+    return {"kind": "etcd", "urls": list(cell.etcd_urls), "prefix": prefix, "address": address}
+
+
+def _environment(plan: Plan, facts: HostFacts, python: str, layers: list[Mapping[str, str]]) -> dict[str, str]:
+    """From scratch: the login's harmless part, the interpreter's own bin first in PATH, then each layer over the last."""
+    env = {key: value for key, value in facts.login.items() if not key.startswith(NEVER_INHERITED)}
+    binaries = python.rpartition("/")[0]
+    env["PATH"] = ":".join(part for part in (binaries, env.get("PATH", "/usr/local/bin:/usr/bin:/bin")) if part)
+    peers = ",".join(sorted({*plan.addresses.values(), "localhost", "127.0.0.1"}))
+    for key in ("no_proxy", "NO_PROXY"):
+        env[key] = ",".join(part for part in (env.get(key, ""), peers) if part)
+    env["SPT_NOENV"] = "1"  # else setproctitle wipes the environment that identifies a stray process
+    env["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+    for layer in layers:
+        env.update(layer)
+    return env

@@ -1,0 +1,60 @@
+"""What a host says, as typed facts. A later host side may say more than we know; what we need must be there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from supervisor.core.facts import Exit, Phase, RunState
+from supervisor.plan.launch import HostFacts
+
+
+def run_state(said: Mapping[str, Any]) -> RunState:
+    """One run as `hostside/runstate.py` writes it."""
+    stop = said.get("stop") or {}
+    fenced = said.get("fenced") or {}
+    return RunState(
+        run=said["run"],
+        process=said["process"],
+        phase=Phase(said["phase"]),
+        pid=said.get("pid"),
+        sid=said.get("sid"),
+        started_ms=said.get("started"),
+        ports=said.get("ports", {}),
+        gpus=tuple(said.get("gpus", ())),
+        launch_hash=said.get("about", {}).get("hash", ""),
+        exit=ended(said["exit"]) if said.get("exit") else None,
+        stop_step=stop.get("step"),
+        stop_until_ms=stop.get("until"),
+        fenced_ms=fenced.get("at") if "error" not in fenced else None,
+        notes=tuple(said.get("notes", ())),
+        asked=bool(said.get("asked")),
+        tail=text(said.get("tail", "")),
+    )
+
+
+def ended(said: Mapping[str, Any]) -> Exit:
+    return Exit(
+        code=said.get("code"),
+        signal=said.get("signal"),
+        at_ms=said.get("at", 0),
+        asked=bool(said.get("asked")),
+        cause=said.get("cause", ""),
+        message=said.get("message", ""),
+    )
+
+
+def host_facts(said: Mapping[str, Any], now_ms: int) -> HostFacts:
+    return HostFacts(
+        base=said["base"],
+        login=said.get("login", {}),
+        boot_id=said.get("boot_id", ""),
+        hostname=said.get("hostname", ""),
+        python_version=said.get("python_version", ""),
+        clock_ahead_ms=said.get("now_ms", now_ms) - now_ms,
+    )
+
+
+def text(data: str) -> str:
+    """Bytes of a log travel as latin-1, so that nothing is lost; shown, they are UTF-8 with the broken ones marked."""
+    return data.encode("latin-1").decode("utf-8", "replace")

@@ -1,0 +1,113 @@
+"""From action to effect. Performing starts work and returns; whatever comes of it comes back as a fact."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+
+import anyio
+import structlog
+from anyio.abc import TaskGroup
+
+from supervisor.core.actions import Action, Spawn, Stop, TellFence, Unwatch, WakeAt, Watch
+from supervisor.core.facts import Due, Fact
+from supervisor.plan.build import Plan, reachable
+from supervisor.plan.launch import launch
+from supervisor.runtime.hostlink import HostLink
+from supervisor.runtime.views import FrontendView
+from supervisor.runtime.watch import Subject, watch
+
+log = structlog.get_logger()
+
+Ports = Mapping[str, int]
+
+
+class Performer:
+    """Owns what is under way: timers and watches, each replaced by the next of its process."""
+
+    def __init__(
+        self,
+        tasks: TaskGroup,
+        links: Mapping[str, HostLink],
+        tell: Callable[[Fact], Awaitable[None]],
+        live_ports: Callable[[str], Ports],
+        controller: str,
+        secrets: Mapping[str, Mapping[str, str]],
+    ) -> None:
+        """`live_ports(process)`: the ports of its run as last told; empty if it has none. `secrets`: by host."""
+        self.plan: Plan | None = None
+        self._tasks, self._links, self._tell, self._live_ports = tasks, links, tell, live_ports
+        self._controller, self._secrets = controller, secrets
+        self._timers: dict[str, anyio.CancelScope] = {}
+        self._watches: dict[str, anyio.CancelScope] = {}
+        self._views: dict[tuple[str, int], FrontendView] = {}
+
+    def __call__(self, action: Action) -> None:
+        match action:
+            case Spawn(process, host, run):
+                self._spawn(process, host, run)
+            case Stop(host, run, term_s):
+                self._post(host, {"op": "stop", "run": run, "term_s": term_s})
+            case TellFence(host, run, lease):
+                self._post(host, {"op": "fence", "run": run, "lease": lease})
+            case Watch(process, run):
+                self._replace(self._watches, process, lambda: self._watch(process, run))
+            case Unwatch(process):
+                self._replace(self._watches, process, None)
+            case WakeAt(process, run, at_s):
+                self._replace(self._timers, process, lambda: self._wake(process, run, at_s))
+
+    def _post(self, host: str, message: Mapping[str, object]) -> None:
+        if host in self._links:
+            self._links[host].post(message)
+
+    def _spawn(self, process: str, host: str, run: str) -> None:
+        link = self._links[host]
+        if self.plan is None or link.facts is None:
+            return  # the host was lost since: its next hello says it has no such run, and decides again
+        start = launch(self.plan, process, link.facts, self._secrets.get(host, {}), self._controller)
+        link.post({"op": "start", "spec": {**start.spec, "run": run}, "env": dict(start.env)})
+
+    def _replace(self, table: dict[str, anyio.CancelScope], process: str, work: Callable[[], Awaitable[None]] | None) -> None:
+        old = table.pop(process, None)
+        if old is not None:
+            old.cancel()
+        if work is not None:
+            table[process] = scope = anyio.CancelScope()
+            self._tasks.start_soon(self._within, scope, work)
+
+    async def _within(self, scope: anyio.CancelScope, work: Callable[[], Awaitable[None]]) -> None:
+        with scope:
+            await work()
+
+    async def _wake(self, process: str, run: str, at_s: float) -> None:
+        await anyio.sleep_until(at_s)
+        await self._tell(Due(process, run))
+
+    async def _watch(self, process: str, run: str) -> None:
+        if self.plan is None or process not in self.plan.processes:
+            return
+        planned = self.plan.processes[process]
+        host = planned.wanted.host
+        bind = planned.options.get("bind")
+        subject = Subject(
+            process=process,
+            run=run,
+            kind=planned.wanted.kind,
+            link=self._links[host],
+            address=reachable(str(bind)) if bind else self.plan.addresses[host],
+            ports=self._live_ports(process),
+            served_as=planned.served_as,
+            fronts=self._fronts,
+        )
+        await watch(subject, self._tell)
+
+    def _fronts(self) -> list[FrontendView]:
+        """The frontends that have a live run, each through its own host's link."""
+        fronts = []
+        for name, planned in self.plan.processes.items() if self.plan else ():
+            port = self._live_ports(name).get("http")
+            if planned.wanted.kind == "frontend" and port:
+                link = self._links[planned.wanted.host]
+                address = reachable(str(planned.options["bind"]))
+                fronts.append(self._views.setdefault((name, port), FrontendView(link, address, port)))
+        return fronts
