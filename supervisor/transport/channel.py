@@ -34,10 +34,10 @@ class Ending:
 
 
 class Pipe(Protocol):
-    """Bytes to and from one host-side process. Of what may go wrong, only HostUnreachable leaves it."""
+    """Bytes to and from one host-side process. Only write() raises, and only HostUnreachable."""
 
     async def read(self) -> bytes:
-        """Some bytes; b"" at the end, again and again. If cancelled, no byte is lost."""
+        """Some bytes; b"" at the end, however it came, again and again. If cancelled, no byte is lost."""
 
     async def write(self, data: bytes) -> None:
         """All of it into the buffer at once, then wait for room. If cancelled, it is wholly on its way."""
@@ -98,6 +98,7 @@ class LineChannel:
         self._lines = lines
         self._sending = anyio.Lock()
         self._lost = ""  # the first reason; later ones are only its echoes
+        self._read_out = False  # a line lost in send() may still hold the program's last words
         self._on_close = on_close
 
     async def send(self, message: Mapping[str, object]) -> None:
@@ -119,20 +120,21 @@ class LineChannel:
         return self
 
     async def __anext__(self) -> dict[str, object]:
-        if self._lost:
+        if self._read_out:
             raise HostUnreachable(self._lost)
         try:
             line = await self._lines.line()
             if line is not None:
                 return parse(line)
+            reason = obituary(self._host, await self._pipe.ending())
         except (ValueError, RecursionError) as exc:
-            raise self._lose(f"cannot understand what {self._host} says: {exc}") from exc
-        except HostUnreachable as exc:
-            raise self._lose(str(exc)) from exc
-        raise self._lose(obituary(self._host, await self._pipe.ending()))
+            reason = f"cannot understand what {self._host} says: {exc}"
+        self._read_out = True
+        raise self._lose(reason)
 
     async def aclose(self) -> None:
         self._lost = self._lost or f"the line to {self._host} was closed here"
+        self._read_out = True
         try:
             await self._pipe.aclose()
         finally:

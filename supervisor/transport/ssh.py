@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from pathlib import Path
+from typing import Any
 
 import anyio
 import asyncssh
@@ -27,7 +28,6 @@ KEEPALIVE_MISSES = 3
 GOODBYE_S = 1.0
 
 _UNREAD_BYTES = 1024 * 1024
-_NO_SESSION = (asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED, asyncssh.OPEN_REQUEST_SESSION_FAILED)
 
 
 class SshDialer:
@@ -43,11 +43,12 @@ class SshDialer:
         async with self._dialing:
             if not self._connections:
                 self._connections = await self._connect()
+            connection = self._connections[-1]
         session = SshPipe(self._address.name)
         try:
-            await self._connections[-1].create_session(lambda: session, command, encoding=None, request_pty=False)
+            await connection.create_session(lambda: session, command, encoding=None, request_pty=False)
         except asyncssh.ChannelOpenError as exc:
-            if exc.code in _NO_SESSION:
+            if not connection.is_closed():  # the code does not tell: OpenSSH uses that of a broken line for MaxSessions
                 raise HostRefused(
                     f"{self._address.name} refused a session: {exc.reason}",
                     hint="see MaxSessions and ForceCommand in its sshd_config",
@@ -67,49 +68,46 @@ class SshDialer:
 
     async def _connect(self) -> list[asyncssh.SSHClientConnection]:
         """The host's connection, with those to its jump hosts before it."""
+        address = self._address
         made: list[asyncssh.SSHClientConnection] = []
         try:
-            target = await self._options(self._address.address or self._address.name, via=())
-            for hop in target.tunnel.split(",") if isinstance(target.tunnel, str) else ():
+            settings = self._settings(address.address or address.name, address.user, address.port)
+            for hop in await self._jumps(settings):
                 user, _, place = hop.strip().rpartition("@")
                 host, _, port = place.partition(":")
-                jump = await self._options(host, user=user, port=int(port or 0), via=made[-1] if made else None)
-                made.append(await self._login(jump, f"jump host {host} of {self._address.name}"))
-            if made:
-                target = await self._options(self._address.address or self._address.name, via=made[-1])
-            made.append(await self._login(target, self._address.name))
+                jump = self._settings(host, user or None, int(port) if port.isdigit() else None)
+                made.append(await self._login(f"jump host {host} of {address.name}", jump, made))
+            made.append(await self._login(address.name, settings, made))
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await _hang_up(made[::-1])
             raise
         return made
 
-    async def _options(
-        self, host: str, *, via: asyncssh.SSHClientConnection | tuple[()] | None, user: str = "", port: int = 0
-    ) -> asyncssh.SSHClientConnectionOptions:
-        address = self._address
-        if isinstance(via, tuple):  # the host itself: () lets ssh_config name its jump hosts
-            user, port = address.user or "", address.port or 0
+    def _settings(self, host: str, user: str | None, port: int | None) -> dict[str, Any]:
+        return {
+            "host": host,
+            "config": (),  # ~/.ssh/config; and () below means: whatever that says
+            "port": port or (),
+            "username": user or (),
+            "known_hosts": str(self._known_hosts()),
+            "x509_trusted_certs": None,  # known_hosts alone decides
+            "client_keys": [str(self._address.key)] if self._address.key else (),
+            "preferred_auth": "publickey",
+            "gss_kex": False,
+            "gss_auth": False,
+            "agent_forwarding": False,
+            "x11_forwarding": False,
+            "keepalive_interval": KEEPALIVE_S,
+            "keepalive_count_max": KEEPALIVE_MISSES,
+        }
+
+    async def _jumps(self, settings: dict[str, Any]) -> list[str]:
         try:
-            options: asyncssh.SSHClientConnectionOptions = await asyncssh.SSHClientConnectionOptions.construct(
-                host=host,
-                port=port or (),
-                username=user or (),
-                tunnel=via,
-                known_hosts=str(self._known_hosts()),
-                x509_trusted_certs=None,  # known_hosts alone decides
-                client_keys=[str(address.key)] if address.key else (),
-                preferred_auth="publickey",
-                gss_kex=False,
-                gss_auth=False,
-                agent_forwarding=False,
-                x11_forwarding=False,
-                keepalive_interval=KEEPALIVE_S,
-                keepalive_count_max=KEEPALIVE_MISSES,
-            )
-            return options
+            options = await asyncssh.SSHClientConnectionOptions.construct(**settings)
         except (OSError, ValueError) as exc:  # ValueError: a key or an ssh_config that cannot be read as one
-            raise HostRefused(f"cannot use the ssh settings for {address.name}: {exc}") from exc
+            raise HostRefused(f"cannot use the ssh settings for {self._address.name}: {exc}") from exc
+        return options.tunnel.split(",") if isinstance(options.tunnel, str) else []
 
     def _known_hosts(self) -> Path:
         path = self._address.known_hosts or Path("~/.ssh/known_hosts").expanduser()
@@ -120,21 +118,17 @@ class SshDialer:
             )
         return path
 
-    async def _login(self, options: asyncssh.SSHClientConnectionOptions, name: str) -> asyncssh.SSHClientConnection:
+    async def _login(
+        self, name: str, settings: dict[str, Any], via: list[asyncssh.SSHClientConnection]
+    ) -> asyncssh.SSHClientConnection:
         witness = _Witness()
+        tunnel = via[-1] if via else None  # None: whatever ssh_config says, asyncssh makes no jumps of its own
         try:
-            return await asyncssh.connect(
-                options.host,
-                options.port,
-                tunnel=options.tunnel,
-                config=None,  # it is in the options already, and would be read again
-                options=options,
-                client_factory=lambda: witness,
-            )
+            return await asyncssh.connect(tunnel=tunnel, client_factory=lambda: witness, **settings)
         except asyncssh.HostKeyNotVerifiable as exc:
             raise self._host_key_refused(witness, exc, name) from exc
         except asyncssh.PermissionDenied as exc:
-            raise self._login_refused(options, exc.reason, name) from exc
+            raise self._login_refused(settings, exc.reason, name) from exc
         except (asyncssh.KeyExchangeFailed, asyncssh.ProtocolNotSupported, asyncssh.IllegalUserName) as exc:
             raise HostRefused(
                 f"{name} and noray cannot agree on an ssh connection: {exc.reason}",
@@ -142,7 +136,7 @@ class SshDialer:
             ) from exc
         except asyncssh.DisconnectError as exc:
             if "authentication failures" in exc.reason:
-                raise self._login_refused(options, exc.reason, name) from exc
+                raise self._login_refused(settings, exc.reason, name) from exc
             raise HostUnreachable(f"cannot reach {name}: {exc.reason}") from exc
         except (asyncssh.Error, OSError) as exc:
             raise HostUnreachable(f"cannot reach {name}: {exc}") from exc
@@ -169,10 +163,11 @@ class SshDialer:
             hint=f"if the host itself says the same (ssh-keygen -lf its key), add to that file: {line}",
         )
 
-    def _login_refused(self, options: asyncssh.SSHClientConnectionOptions, reason: str, name: str) -> HostRefused:
+    def _login_refused(self, settings: dict[str, Any], reason: str, name: str) -> HostRefused:
+        user = settings["username"]
         return HostRefused(
-            f"{name} refused the login of {options.username}: {reason}",
-            hint=f"this must work: ssh -o BatchMode=yes -l {options.username} {_where(self._address)}",
+            f"{name} refused the login" + (f" of {user}" if user else "") + f": {reason}",
+            hint=f"this must work: ssh -o BatchMode=yes {f'-l {user} ' if user else ''}{_where(self._address)}",
         )
 
 
