@@ -6,6 +6,7 @@ left to the host: a `${port.NAME}` in argv or env is replaced there by the numbe
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -69,6 +70,9 @@ class Kind:
 
 SEPARATOR = "_"
 
+# Dynamo reads DYN_SYSTEM_PORT as a signed 16-bit number (1.4.2): a worker told 40000 exits 1 with "expected i16".
+MAX_SYSTEM_PORT = 2**15 - 1
+
 
 def namespace_of(cell: Cell, service: str) -> str:
     """The Dynamo namespace of one model. One each: a second model on one endpoint exits 0 and says nothing (1.4.2)."""
@@ -118,9 +122,7 @@ def clashes(owned: frozenset[str], args: Mapping[str, object], extra_args: Seque
 
 
 def flags(args: Mapping[str, object]) -> tuple[str, ...]:
-    """Engine flags from snake_case keys: true -> --x, false -> --no-x, mapping -> one JSON word, list -> repeated words."""
-    import json
-
+    """Engine flags from snake_case keys: true -> --x, false -> --no-x, mapping -> one JSON word, list -> its words."""
     words: list[str] = []
     for key, value in args.items():
         name = "--" + key.replace("_", "-")

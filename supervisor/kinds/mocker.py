@@ -55,7 +55,10 @@ KIND = Kind(
     stop=Stop(drain_s=60.0, term_s=30.0),
     start_rank=1,
     stop_rank=1,
-    ports={"system": "/health, /metrics, model metadata", "rpc": "requests; names the instance in the registry"},
+    ports={
+        "system": "/health, /metrics, model metadata; at most MAX_SYSTEM_PORT",
+        "rpc": "requests; names the instance in the registry",
+    },
     owned=frozenset(
         {
             *("model_path", "model_name", "endpoint", "num_workers"),
