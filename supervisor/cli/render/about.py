@@ -1,0 +1,87 @@
+"""How one process, host or exit is spoken of, the same in every view."""
+
+from __future__ import annotations
+
+import signal
+
+from supervisor.cli.render.times import duration
+from supervisor.core.snapshot import ExitStatus, GpuStatus, HostStatus, ProcessStatus
+from supervisor.core.words import plain
+
+BACK_AGAIN = ("pending", "starting")
+
+
+def fine(process: ProcessStatus) -> bool:
+    """As the operator wants it. What was stopped by hand is fine when it is gone."""
+    if process["desired"] != "running":
+        return process["state"] in ("stopped", "pending", "failed")
+    return process["state"] == "ready" and not process["cordoned"]
+
+
+def stage(process: ProcessStatus) -> str:
+    return plain(process.get("stage", ""))
+
+
+def state(process: ProcessStatus) -> str:
+    """The state word with what belongs to it: `ready, cordoned` · `unknown, was ready`."""
+    said = plain(process["state"])
+    if process["state"] == "unknown" and process["last_known_state"] not in ("", "unknown"):
+        said += f", was {plain(process['last_known_state'])}"
+    return f"{said}, cordoned" if process["cordoned"] else said
+
+
+def gpus(held: list[GpuStatus]) -> str:
+    """0,1 · 0-7"""
+    indices = sorted({g["index"] for g in held})
+    if len(indices) > 2 and indices[-1] - indices[0] == len(indices) - 1:
+        return f"{indices[0]}-{indices[-1]}"
+    return ",".join(map(str, indices))
+
+
+def place(process: ProcessStatus) -> str:
+    """gpu02, GPU 4,5"""
+    where = plain(process["host"]) or "no host"
+    return f"{where}, GPU {gpus(process['gpus'])}" if process["gpus"] else where
+
+
+def ended(last: ExitStatus) -> str:
+    """exited 1: CUDA out of memory · killed by SIGKILL · ended, exit code unknown"""
+    if last["signal"] is not None:
+        try:
+            said = f"killed by {signal.Signals(last['signal']).name}"
+        except ValueError:
+            said = f"killed by signal {exit['signal']}"
+    elif last["code"] is None:
+        said = "ended, exit code unknown"
+    else:
+        said = f"exited {exit['code']}"
+    cause = plain(last["cause"])
+    return f"{said}: {cause}" if cause else said
+
+
+def because(process: ProcessStatus) -> str:
+    """The reason, and how it ended where the reason does not already say so."""
+    reason, last = plain(process["reason"]), process["last_exit"]
+    if last is None or process["state"] == "ready":
+        return reason
+    if not reason:
+        return ended(last)
+    cause = plain(last["cause"])
+    return reason if (cause and cause in reason) or ended(last) in reason else f"{reason}; {ended(last)}"
+
+
+def story(process: ProcessStatus, now: float) -> str:
+    """What goes on with it, in one cell of a table."""
+    said: list[str] = []
+    if process["state"] == "backoff" and process["next_attempt_at"] is not None:
+        said.append(f"next try in {duration(process['next_attempt_at'] - now)}")
+    if process["state"] in BACK_AGAIN:
+        said += [stage(process)] if stage(process) else []
+    if process["restarts"] and process["state"] in ("backoff", *BACK_AGAIN):
+        said.append(f"restart {process['restarts']}")
+    lead = ", ".join(said)
+    return ": ".join(filter(None, (lead, because(process))))
+
+
+def host_trouble(host: HostStatus) -> str:
+    return plain(host.get("reason", "")) or plain(host["state"])

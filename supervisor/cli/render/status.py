@@ -1,0 +1,99 @@
+"""`noray status`: the verdict, then only what is not as it should be; with `-a` every process."""
+
+from __future__ import annotations
+
+from supervisor.cli.render import about
+from supervisor.cli.render.text import GAP, Cell, Look, style_of, table, wrap
+from supervisor.cli.render.times import duration, since
+from supervisor.core.snapshot import ProcessStatus, Status
+from supervisor.core.verdict import no_entry, remaining, verdict, wanted, word
+from supervisor.core.words import plain
+
+HEAD = ("NAME", "STATE", "HOST", "PID", "GPUS", "PORTS", "RESTARTS", "SINCE", "REASON")
+EXPENDABLE = (5, 3, 4, 6, 7)  # columns of HEAD a narrow terminal can do without, first to go first
+MOST = 20  # lines about what is not ready; the rest is counted
+
+
+def show_status(status: Status, look: Look, *, all: bool = False) -> str:  # noqa: A002 the flag is called --all
+    lines = [*verdict_lines(status, look, endpoints=True), *controller_lines(status, look)]
+    rows = every_process(status, look) if all else what_is_not_ready(status, look)
+    blocks = [rows, hosts(status, look)]
+    if word(status) == "DEGRADED":
+        blocks.append(wrap("next: noray why", look.width))
+    for block in filter(None, blocks):
+        lines += ["", *block]
+    return "\n".join(lines) + "\n"
+
+
+def verdict_lines(status: Status, look: Look, *, endpoints: bool = False) -> list[str]:
+    first, _, text = verdict(status).partition(GAP)
+    if endpoints and status["endpoints"] and wanted(status) and not no_entry(status):
+        text += f" · at {', '.join(map(plain, status['endpoints']))}"
+    lead = first + GAP
+    if look.width is not None and look.width < len(lead) + 12:
+        lines = wrap(lead + text, look.width)
+    else:
+        lines = wrap(text, look.width, lead, " " * len(lead))
+    if lines[0].startswith(first):
+        lines[0] = look.paint(first, style_of(first)) + lines[0][len(first) :]
+    return lines
+
+
+def controller_lines(status: Status, look: Look) -> list[str]:
+    if status["controller"] is not None or not (wanted(status) or remaining(status)):
+        return []
+    gone = status.get("controller_gone_since")
+    when = "" if gone is None else f" {since(gone, status['asof'])}"
+    return [look.paint(line, "bad") for line in wrap(f"no controller{when}: nothing is being healed", look.width)]
+
+
+def what_is_not_ready(status: Status, look: Look) -> list[str]:
+    bad = [p for p in status["processes"] if not about.fine(p)]
+    bad.sort(key=lambda p: p["state"] in about.BACK_AGAIN)  # stable: what is broken before what is on its way
+    lines = table([short(p, status["asof"]) for p in bad[:MOST]], look, indent=GAP, expendable=(3, 4))
+    if len(bad) > MOST:
+        lines += wrap(f"and {len(bad) - MOST} more: noray status -a", look.width, GAP, GAP)
+    return lines
+
+
+def short(process: ProcessStatus, now: float) -> list[Cell]:
+    at = process["since"]
+    return [
+        Cell(plain(process["name"])),
+        Cell(about.state(process), style_of(process["state"])),
+        Cell(plain(process["host"])),
+        Cell(f"GPU {about.gpus(process['gpus'])}" if process["gpus"] else ""),
+        Cell("" if at is None else duration(now - at)),
+        Cell(about.story(process, now)),
+    ]
+
+
+def every_process(status: Status, look: Look) -> list[str]:
+    rows = [
+        [
+            Cell(plain(p["name"])),
+            Cell(about.state(p), style_of(p["state"])),
+            Cell(plain(p["host"]) or "-"),
+            Cell("-" if p["pid"] is None else str(p["pid"])),
+            Cell(about.gpus(p["gpus"]) or "-"),
+            Cell(", ".join(f"{plain(name)} {port}" for name, port in p["ports"].items()) or "-"),
+            Cell(str(p["restarts"])),
+            Cell("-" if p["since"] is None else duration(status["asof"] - p["since"])),
+            Cell(about.story(p, status["asof"])),
+        ]
+        for p in status["processes"]
+    ]
+    return table(rows, look, head=HEAD, expendable=EXPENDABLE)
+
+
+def hosts(status: Status, look: Look) -> list[str]:
+    bad = [h for h in status["hosts"] if h["state"] != "up"]
+    rows = []
+    for host in bad[:MOST]:
+        heard = "never heard" if host["asof"] is None else f"last heard {duration(status['asof'] - host['asof'])} ago"
+        lead = [Cell(f"host {plain(host['name'])}"), Cell(plain(host["state"]), "warn")]
+        rows.append([*lead, Cell(", ".join(filter(None, (heard, plain(host.get("reason", ""))))))])
+    lines = table(rows, look, indent=GAP)
+    if len(bad) > MOST:
+        lines += wrap(f"and {len(bad) - MOST} more hosts: noray hosts", look.width, GAP, GAP)
+    return lines

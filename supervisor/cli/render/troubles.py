@@ -1,0 +1,147 @@
+"""What is wrong now, as paragraphs: found in a status, alike ones put together, earliest first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from supervisor.cli.render import about
+from supervisor.cli.render.times import duration, since
+from supervisor.core.snapshot import HostStatus, ProcessStatus, Status
+from supervisor.core.verdict import remaining, wanted
+from supervisor.core.words import listing, plain, plural
+
+TAIL = 6  # last log lines shown
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    at: float | None
+    names: frozenset[str]  # processes, services and hosts it is about
+    says: str
+    tail: tuple[str, ...] = ()
+    tail_of: str = ""
+    next: tuple[str, ...] = ()
+
+
+def troubles(status: Status) -> list[Trouble]:
+    """Earliest cause first; what has no time comes last."""
+    found = [*controller(status), *(silent_host(status, h) for h in silent(status)), *processes(status)]
+    found += unplaced(status)
+    return sorted(found, key=lambda t: (t.at is None, t.at or 0.0))
+
+
+def controller(status: Status) -> Iterable[Trouble]:
+    if status["controller"] is None and (wanted(status) or remaining(status)):
+        gone = status.get("controller_gone_since")
+        when = "" if gone is None else f" {since(gone, status['asof'])}"
+        says = f"No controller{when}. Work goes on, but nothing is being healed: what ends stays down."
+        yield Trouble(gone, frozenset(), says, next=("noray up",))
+
+
+def silent(status: Status) -> list[HostStatus]:
+    return [h for h in status["hosts"] if h["state"] != "up"]
+
+
+def silent_host(status: Status, host: HostStatus) -> Trouble:
+    name, now, heard = plain(host["name"]), status["asof"], host["asof"]
+    there = [p for p in status["processes"] if p["host"] == host["name"] and p["state"] == "unknown"]
+    when = "has never answered" if heard is None else f"has not answered {since(heard, now)}"
+    why = plain(host.get("reason", ""))
+    says = f"Host {name} {when}{': ' + why if why else ''}."
+    if there:
+        was = sorted({plain(p["last_known_state"]) for p in there} - {"", "unknown"})
+        names = listing([plain(p["name"]) for p in there])
+        says += f" What runs there is unknown, not dead: {names}{f' (last known: {listing(was)})' if was else ''}."
+    about_names = {host["name"], *(p["name"] for p in there), *(p["service"] for p in there)}
+    return Trouble(heard, frozenset(about_names), says, next=(f"ssh {name} true", "noray hosts"))
+
+
+def processes(status: Status) -> Iterable[Trouble]:
+    """One paragraph for all that suffer the same."""
+    explained = {h["name"] for h in silent(status)}
+    alike: dict[tuple[object, ...], list[ProcessStatus]] = {}
+    for p in status["processes"]:
+        if wrong(p) and not (p["state"] == "unknown" and p["host"] in explained):
+            key = (p["service"], p["state"], p["cordoned"], about.because(p))
+            alike.setdefault(key, []).append(p)
+    for group in alike.values():
+        group.sort(key=lambda p: began(p) or status["asof"])
+        yield of_processes(group, status["asof"])
+
+
+def wrong(process: ProcessStatus) -> bool:
+    """Not as wanted, and not just on its way."""
+    if about.fine(process):
+        return False
+    if process["desired"] != "running":
+        return process["state"] in ("stuck", "unknown")
+    if process["state"] in (*about.BACK_AGAIN, "draining", "stopping"):
+        return process["cordoned"] or bool(process["restarts"])
+    return True
+
+
+def began(process: ProcessStatus) -> float | None:
+    """When the trouble began: the exit before the state that it led to."""
+    last = process["last_exit"]
+    return last["at"] if last is not None and process["state"] not in ("ready", "unknown") else process["since"]
+
+
+def of_processes(group: Sequence[ProcessStatus], now: float) -> Trouble:
+    first, one = group[0], len(group) == 1
+    names = listing([plain(p["name"]) for p in group])
+    who = (
+        f"{names} on {about.place(first)}"
+        if one
+        else f"{names} on {listing(sorted({plain(p['host']) for p in group}))}"
+    )
+    is_, name, at = ("is" if one else "are"), plain(first["name"]), began(first)
+    when = "" if at is None else f" {since(at, now)}"
+    because = about.because(first)
+    tried = f" after {plural(first['restarts'], 'restart')}" if first["restarts"] else ""
+    next_: tuple[str, ...] = (f"noray logs {name} --previous",)
+    match first["state"]:
+        case "failed":
+            says = f"{who} {'has' if one else 'have'} failed{tried}, down{when} until started by hand"
+            next_ = (f"noray logs {name} --first-failure", f"noray start {plain(first['service'])}")
+        case "backoff":
+            again = first["next_attempt_at"]
+            soon = "" if again is None else f", next try in {duration(again - now)}"
+            says = f"{who} {is_} down{when}{tried}{soon}"
+        case "stuck":
+            says = f"{who} cannot be ended{when}; its GPUs and ports stay claimed until it is gone"
+            next_ = (f"noray hosts {plain(first['host'])}", f"noray logs {name}")
+        case "unknown":
+            was = plain(first["last_known_state"])
+            says = f"{who} {is_} unknown{when}{f', last known {was}' if was else ''}"
+            next_ = ("noray hosts",)
+        case _ if first["cordoned"]:
+            says = f"{who} {is_} cordoned{when} and {'gets' if one else 'get'} no requests"
+            next_ = (f"noray uncordon {name}",)
+        case "starting" | "pending":
+            step = about.stage(first)
+            says = f"{who} {is_} starting again{f' ({step})' if step else ''}{tried}, down{when}"
+        case other:
+            says = f"{who} {is_} {plain(other)}{when}"
+            next_ = (f"noray logs {name}",)
+    teller = next((p for p in group if p.get("log_tail")), None)
+    tail = tuple(map(plain, (teller.get("log_tail", []) if teller else [])[-TAIL:]))
+    return Trouble(
+        at,
+        frozenset(n for p in group for n in (p["name"], p["service"], p["host"])),
+        f"{says}: {because}." if because else f"{says}.",
+        tuple(filter(None, tail)),
+        plain(teller["name"]) if teller and not one else "",
+        next_,
+    )
+
+
+def unplaced(status: Status) -> Iterable[Trouble]:
+    """Services that are short although no process of theirs is in any trouble: there is none to be."""
+    for service in status["services"]:
+        mine = [p for p in status["processes"] if p["service"] == service["name"] and p["desired"] == "running"]
+        reason = plain(service["reason"])
+        if service["serving"] < service["wanted"] and reason and all(map(about.fine, mine)):
+            name = plain(service["name"])
+            says = f"{name} has {max(service['serving'], 0)} of {plural(service['wanted'], 'replica')}: {reason}."
+            yield Trouble(None, frozenset({service["name"]}), says, next=("noray plan",))

@@ -1,0 +1,85 @@
+"""What `noray status --json` prints: the whole truth about a deployment at one moment, as plain dictionaries.
+
+The controller makes it, or a CLI without a controller does from what the hosts say; every view is made from it alone.
+Times are seconds since the epoch. Words are strings, not enums: a reader meets words of newer writers and must
+show them. Keys that are not required are beyond the printed contract: they may be missing.
+"""
+
+from __future__ import annotations
+
+from typing import NotRequired, TypedDict
+
+
+class ControllerStatus(TypedDict):
+    pid: int
+    version: str
+    since: float
+
+
+class GpuStatus(TypedDict):
+    index: int
+    uuid: str
+    proof: str  # proved | refuted | cannot tell | "" while nobody has looked
+
+
+class ExitStatus(TypedDict):
+    code: int | None  # None with signal None: it ended, and nobody was left to hear how
+    signal: int | None
+    cause: str
+    at: float
+
+
+class ServiceStatus(TypedDict):
+    name: str
+    kind: str
+    wanted: int  # replicas
+    ready: int
+    serving: int  # of the ready ones, those that get requests; for etcd and nats the same as ready
+    reason: str  # a few words why it is short: "crash loop", "no host has 2 free GPUs"; else ""
+
+
+class ProcessStatus(TypedDict):
+    name: str
+    service: str
+    replica: int
+    rank: int
+    kind: str
+    host: str
+    desired: str  # running | stopped
+    state: str  # pending starting ready draining stopping stopped backoff failed stuck unknown
+    last_known_state: str  # what it was before it became unknown
+    cordoned: bool
+    run: str | None
+    pid: int | None
+    sid: int | None
+    gpus: list[GpuStatus]
+    ports: dict[str, int]
+    restarts: int
+    since: float | None  # when it entered this state
+    next_attempt_at: float | None
+    last_exit: ExitStatus | None
+    reason: str
+    stage: NotRequired[str]  # how far a start has come: "importing", "registered, not proven"
+    log_tail: NotRequired[list[str]]  # the last lines it wrote, where its state makes them worth reading
+
+
+class HostStatus(TypedDict):
+    name: str
+    state: str  # up | anything else
+    asof: float | None  # when it was last heard
+    boot_id: str
+    gpus: list[GpuStatus]
+    reason: NotRequired[str]  # why it is not up
+
+
+class Status(TypedDict):
+    deployment: str
+    endpoints: list[str]
+    verdict: str
+    ready: bool
+    controller: ControllerStatus | None
+    asof: float
+    services: list[ServiceStatus]
+    processes: list[ProcessStatus]
+    hosts: list[HostStatus]
+    controller_gone_since: NotRequired[float | None]  # without a controller: when the last one was last heard
