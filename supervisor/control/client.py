@@ -51,9 +51,7 @@ class Client:
         self._idle = True
         self.pid, uid = peer(stream.socket)
         if os.getuid() not in (0, uid) and uid != 0:
-            raise HostRefused(
-                f"who listens at {path} is uid {uid}, not you", "set NORAY_SOCKET to your own controller's"
-            )
+            raise HostRefused(f"who listens at {path} is uid {uid}, not you", "set NORAY_SOCKET to your own controller's")
         self.version = ""
         self.lost = 0
 

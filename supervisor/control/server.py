@@ -28,9 +28,7 @@ CLEANUP_S = 2.0  # what a handler may still do once its client is gone
 FAREWELL_S = 2.0  # for the last line to a client that may not be reading
 
 
-async def serve(
-    path: Path, handle: Handle, *, version: str = "", task_status: TaskStatus[None] = TASK_STATUS_IGNORED
-) -> None:
+async def serve(path: Path, handle: Handle, *, version: str = "", task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> None:
     """Answer at `path` until cancelled. Raises AlreadyRunning before `started` if a live controller is there."""
     async with listening(path) as listener, anyio.create_task_group() as clients:
         task_status.started()

@@ -28,6 +28,7 @@ class Exit:
     asked: bool
     cause: str = ""  # a word for refusals (held, port, missing, exec, start), else a sentence or nothing
     message: str = ""
+    fenced_ms: int | None = None  # when its keeper took it out of routing
 
     def __str__(self) -> str:
         if self.message:

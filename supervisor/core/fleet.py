@@ -11,12 +11,13 @@ from dataclasses import dataclass, field, replace
 
 from .actions import Action, Stop
 from .facts import Due, Fact, HostFound, HostLost, Phase, Planned, Probed, RunState, StopAsked, Told
-from .process import AT_REST, Body, Event, Process, State, settle, step
+from .process import AT_REST, Body, Event, Process, State, at_rest, settle, step
 from .wanted import Wanted
 
 BASE32 = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's: sorts like the numbers it stands for
 EVENT_OF = {Phase.RUNNING: Event.RUNNING, Phase.ENDED: Event.ENDED, Phase.STUCK: Event.STUCK, Phase.GONE: Event.GONE}
 SURPLUS_TERM_S = 30.0
+NOT_YET_ASKED = "not yet asked"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,7 @@ class Host:
     name: str
     up: bool = False
     refused: bool = False
-    why: str = "not yet asked"
+    why: str = NOT_YET_ASKED
     boot_id: str = ""
     since_s: float = 0.0
 
@@ -33,6 +34,7 @@ class Host:
 class Fleet:
     processes: Mapping[str, Process] = field(default_factory=dict)
     hosts: Mapping[str, Host] = field(default_factory=dict)
+    observing: bool = False  # only look: nobody will restart what failed, and nothing is asked of the world
     stopping: bool = False
     skip_drain: bool = False
     surplus: Mapping[str, RunState] = field(default_factory=dict)  # runs of ours that no plan wants, until they are gone
@@ -125,11 +127,16 @@ def _host_found(fleet: Fleet, found: HostFound, now_s: float) -> Result:
             fleet = replace(fleet, processes={**fleet.processes, state.process: adopted})
             fleet, more = _move(fleet, state.process, EVENT_OF[state.phase], state, now_s)
             actions += more
+        elif fleet.observing and process is not None and wanted:
+            told.add(state.process)
+            fleet = replace(fleet, processes={**fleet.processes, state.process: at_rest(process, state, now_s)})
         elif state.phase is not Phase.GONE:
             fleet = replace(fleet, surplus={**fleet.surplus, state.run: state})
             actions.append(Stop(found.host, state.run, SURPLUS_TERM_S))
     for name, process in fleet.processes.items():
-        if process.wanted.host == found.host and name not in told:
+        if fleet.observing and process.wanted.host == found.host and name not in told:
+            fleet = replace(fleet, processes={**fleet.processes, name: at_rest(process, None, now_s)})
+        elif process.wanted.host == found.host and name not in told:
             fleet, more = _move(fleet, name, Event.ABSENT, None, now_s)
             actions += more
     return fleet, tuple(actions)
@@ -142,7 +149,7 @@ def _may_adopt(process: Process, state: RunState) -> bool:
 
 def _host_lost(fleet: Fleet, fact: HostLost, now_s: float) -> Result:
     known = fleet.hosts.get(fact.host)
-    since = known.since_s if known and not known.up and known.why != "not yet asked" else now_s
+    since = known.since_s if known and not known.up and known.why != NOT_YET_ASKED else now_s
     host = Host(fact.host, refused=fact.refused, why=fact.why, boot_id=known.boot_id if known else "", since_s=since)
     fleet = replace(fleet, hosts={**fleet.hosts, fact.host: host})
     actions: list[Action] = []
@@ -167,6 +174,8 @@ def _stop_asked(fleet: Fleet, skip_drain: bool) -> Result:
 
 
 def _settle_all(fleet: Fleet, now_s: float) -> Result:
+    if fleet.observing:
+        return fleet, ()
     fleet = _lower_next_rank(fleet)
     actions: list[Action] = []
     processes = dict(fleet.processes)

@@ -239,6 +239,17 @@ ROWS: Mapping[State, Mapping[Event, Handler]] = {
 TABLE: Mapping[tuple[State, Event], Handler] = {(s, e): h for s, row in ROWS.items() for e, h in row.items()}
 
 
+def at_rest(process: Process, state: RunState | None, now_s: float) -> Process:
+    """What an onlooker says of a process without a live run: nobody is there who would start it again."""
+    if state is None or state.exit is None or state.exit.asked:
+        last = state.exit if state else None
+        return to(replace(process, up=False, last_exit=last), State.STOPPED, "", now_s)
+    cause = diagnose(state.exit, state.tail).text
+    detail = f": {state.exit}" if state.exit.message else ""
+    process = replace(process, run=state.run, seen=state, last_exit=state.exit, tail=state.tail)
+    return to(process, State.FAILED, cause + detail, now_s)
+
+
 def step(process: Process, event: Event, body: Body, now_s: float) -> Step:
     """Move one process by one event. The caller has already dropped events about other runs."""
     return TABLE[process.state, event](process, body, now_s)

@@ -27,6 +27,7 @@ class ExitStatus(TypedDict):
     signal: int | None
     cause: str
     at: float
+    fenced_at: NotRequired[float]  # when its keeper took it out of routing
 
 
 class ServiceStatus(TypedDict):
@@ -61,6 +62,9 @@ class ProcessStatus(TypedDict):
     reason: str
     stage: NotRequired[str]  # how far a start has come: "importing", "registered, not proven"
     log_tail: NotRequired[list[str]]  # the last lines it wrote, where its state makes them worth reading
+    notes: NotRequired[list[str]]  # what befell its keeper and its pump
+    stop_step: NotRequired[str]  # of the stop ladder: term_leader, term_rest, kill, stuck
+    stop_until: NotRequired[float]  # when the next step comes
 
 
 class HostStatus(TypedDict):

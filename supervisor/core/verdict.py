@@ -186,9 +186,7 @@ def models(status: Status) -> list[Model]:
 
 
 def wanted(status: Status) -> bool:
-    return any(s["wanted"] > 0 for s in status["services"]) or any(
-        p["desired"] == "running" for p in status["processes"]
-    )
+    return any(s["wanted"] > 0 for s in status["services"]) or any(p["desired"] == "running" for p in status["processes"])
 
 
 def remaining(status: Status) -> list[ProcessStatus]:

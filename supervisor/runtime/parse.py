@@ -41,6 +41,7 @@ def ended(said: Mapping[str, Any]) -> Exit:
         asked=bool(said.get("asked")),
         cause=said.get("cause", ""),
         message=said.get("message", ""),
+        fenced_ms=(said.get("fenced") or {}).get("at"),
     )
 
 

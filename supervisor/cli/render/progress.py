@@ -48,9 +48,7 @@ class Progress:
         look = Look(max(width - 1, 1) if self._terminal else None, self._colour)
         lead = "" if self._terminal else clock(now, now) + GAP
         lines = wrap(plain(text), look.width, lead)
-        return (
-            self._redraw(lines, self._block, width, always=True) if self._terminal else "".join(f"{x}\n" for x in lines)
-        )
+        return self._redraw(lines, self._block, width, always=True) if self._terminal else "".join(f"{x}\n" for x in lines)
 
     def finish(self) -> str:
         """Leave the block where it is; what is written next comes below it."""
@@ -93,9 +91,7 @@ def mark(process: ProcessStatus, now: float) -> tuple[str, str, str, float]:
     return process["run"] or "", plain(process["state"]), step, now if at is None else at
 
 
-def change(
-    process: ProcessStatus, was: tuple[str, str, str, float], is_: tuple[str, str, str, float], now: float
-) -> list[str]:
+def change(process: ProcessStatus, was: tuple[str, str, str, float], is_: tuple[str, str, str, float], now: float) -> list[str]:
     """12:03:04  qwen-0  starting → ready  2.1 s"""
     if was[1] == is_[1]:
         text = is_[2] and f"{is_[1]}: {is_[2]}"

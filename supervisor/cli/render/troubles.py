@@ -90,11 +90,7 @@ def began(process: ProcessStatus) -> float | None:
 def of_processes(group: Sequence[ProcessStatus], now: float) -> Trouble:
     first, one = group[0], len(group) == 1
     names = listing([plain(p["name"]) for p in group])
-    who = (
-        f"{names} on {about.place(first)}"
-        if one
-        else f"{names} on {listing(sorted({plain(p['host']) for p in group}))}"
-    )
+    who = f"{names} on {about.place(first)}" if one else f"{names} on {listing(sorted({plain(p['host']) for p in group}))}"
     is_, name, at = ("is" if one else "are"), plain(first["name"]), began(first)
     when = "" if at is None else f" {since(at, now)}"
     because = about.because(first)

@@ -1,0 +1,130 @@
+"""A fleet as the operator sees it: the dictionaries of `snapshot.py`, made from the state and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from .facts import Exit
+from .fleet import NOT_YET_ASKED, Fleet, Host
+from .process import Process, State
+from .snapshot import ControllerStatus, ExitStatus, GpuStatus, HostStatus, ProcessStatus, ServiceStatus, Status
+from .verdict import is_ready, verdict
+
+Wall = Callable[[float], float]  # from the fleet's clock to seconds since the epoch
+TAIL_LINES = 12
+SHOWS_TAIL = {State.FAILED, State.BACKOFF, State.STOPPING, State.STUCK}
+
+
+def status(
+    fleet: Fleet,
+    *,
+    deployment: str,
+    endpoints: Sequence[str],
+    controller: ControllerStatus | None,
+    now_s: float,
+    gone_since: float | None = None,
+) -> Status:
+    """`now_s` is on the fleet's clock; every time in the result is seconds since the epoch."""
+
+    def wall(at_s: float) -> float:
+        return round(fleet.epoch_ms / 1000 + at_s - fleet.epoch_s, 3)
+
+    processes = [_process(p, wall) for p in fleet.processes.values()]
+    made: Status = {
+        "deployment": deployment,
+        "endpoints": list(endpoints),
+        "verdict": "",
+        "ready": False,
+        "controller": controller,
+        "asof": wall(now_s),
+        "services": _services(fleet.processes),
+        "processes": processes,
+        "hosts": [_host(host, wall(now_s), wall) for host in fleet.hosts.values()],
+    }
+    if controller is None:
+        made["controller_gone_since"] = gone_since
+    made["verdict"] = verdict(made)
+    made["ready"] = is_ready(made)
+    return made
+
+
+def _services(processes: Mapping[str, Process]) -> list[ServiceStatus]:
+    services: dict[str, ServiceStatus] = {}
+    for p in processes.values():
+        service = services.setdefault(
+            p.wanted.service,
+            {"name": p.wanted.service, "kind": p.wanted.kind, "wanted": 0, "ready": 0, "serving": 0, "reason": ""},
+        )
+        service["wanted"] += int(p.up)
+        service["ready"] += int(p.up and p.state is State.READY)
+        service["serving"] += int(p.up and p.state is State.READY)
+    return list(services.values())
+
+
+def _process(p: Process, wall: Wall) -> ProcessStatus:
+    seen = p.seen
+    made: ProcessStatus = {
+        "name": p.wanted.name,
+        "service": p.wanted.service,
+        "replica": p.wanted.replica,
+        "rank": p.wanted.rank,
+        "kind": p.wanted.kind,
+        "host": p.wanted.host,
+        "desired": "running" if p.up else "stopped",
+        "state": str(p.state),
+        "last_known_state": str(p.last_known or p.state),
+        "cordoned": False,
+        "run": p.run or None,
+        "pid": seen.pid if seen else None,
+        "sid": seen.sid if seen else None,
+        "gpus": [_gpu(uuid) for uuid in seen.gpus] if seen else [],
+        "ports": dict(seen.ports) if seen else {},
+        "restarts": p.restarts,
+        "since": wall(p.since_s),
+        "next_attempt_at": None if p.next_attempt_s is None else wall(p.next_attempt_s),
+        "last_exit": _exit(p.last_exit) if p.last_exit else None,
+        "reason": p.reason,
+    }
+    if p.stage:
+        made["stage"] = p.stage
+    if p.state in SHOWS_TAIL and p.tail:
+        made["log_tail"] = p.tail.splitlines()[-TAIL_LINES:]
+    if seen and seen.notes:
+        made["notes"] = list(seen.notes)
+    if seen and seen.stop_step and seen.stop_until_ms:
+        made["stop_step"] = seen.stop_step
+        made["stop_until"] = seen.stop_until_ms / 1000
+    return made
+
+
+def _exit(last: Exit) -> ExitStatus:
+    cause = last.message or last.cause
+    made: ExitStatus = {"code": last.code, "signal": last.signal, "cause": cause, "at": last.at_ms / 1000}
+    if last.fenced_ms:
+        made["fenced_at"] = last.fenced_ms / 1000
+    return made
+
+
+def _gpu(uuid: str) -> GpuStatus:
+    return {"index": -1, "uuid": uuid, "proof": ""}
+
+
+def _host_state(host: Host) -> str:
+    if host.up:
+        return "up"
+    if host.why == NOT_YET_ASKED:
+        return "unasked"
+    return "refused" if host.refused else "unreachable"
+
+
+def _host(host: Host, asof: float, wall: Wall) -> HostStatus:
+    made: HostStatus = {
+        "name": host.name,
+        "state": _host_state(host),
+        "asof": asof if host.up else wall(host.since_s),
+        "boot_id": host.boot_id,
+        "gpus": [],
+    }
+    if not host.up:
+        made["reason"] = host.why
+    return made

@@ -1,0 +1,139 @@
+"""Where a controller keeps what outlives it: the files it was started with, its socket, its log.
+
+<NORAY_STATE>/<deployment>/deployment.json   the two files as they were read, and where from
+                           controller.sock   mode 0600
+                           controller.log
+                           alive             touched every second: when the last controller was last heard
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from supervisor.errors import NorayError, UsageError
+from supervisor.plan.build import Plan, build
+from supervisor.spec import parse_deployment, parse_inventory
+from supervisor.spec.inventory import load_inventory
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """The operator's two files, as text: what runs must stay known when the files are edited or gone."""
+
+    deployment: str
+    deployment_path: Path
+    inventory: str | None = None
+    inventory_path: Path | None = None
+
+    def plan(self) -> Plan:
+        """Raises FileError with everything that is wrong."""
+        if self.inventory is None or self.inventory_path is None:
+            inventory = load_inventory(None)
+        else:
+            inventory = parse_inventory(self.inventory, self.inventory_path)
+        return build(parse_deployment(self.deployment, inventory, self.deployment_path), inventory)
+
+
+@dataclass(frozen=True, slots=True)
+class StateDir:
+    """The directory of one deployment. `socket` may be elsewhere: NORAY_SOCKET."""
+
+    path: Path
+
+    @property
+    def deployment(self) -> str:
+        return self.path.name
+
+    @property
+    def socket(self) -> Path:
+        return Path(os.environ.get("NORAY_SOCKET") or self.path / "controller.sock")
+
+    @property
+    def log(self) -> Path:
+        return self.path / "controller.log"
+
+    @property
+    def _alive(self) -> Path:
+        return self.path / "alive"
+
+    def create(self) -> None:
+        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def save(self, files: Files) -> None:
+        """Whole or not at all."""
+        record = {
+            "v": 1,
+            "deployment": files.deployment,
+            "deployment_path": str(files.deployment_path),
+            "inventory": files.inventory,
+            "inventory_path": str(files.inventory_path) if files.inventory_path else None,
+        }
+        self.create()
+        draft = self.path / "deployment.json.new"
+        draft.write_text(json.dumps(record))
+        draft.rename(self.path / "deployment.json")
+
+    def load(self) -> Files:
+        record = json.loads((self.path / "deployment.json").read_text())
+        inventory_path = record["inventory_path"]
+        return Files(
+            record["deployment"],
+            Path(record["deployment_path"]),
+            record["inventory"],
+            Path(inventory_path) if inventory_path else None,
+        )
+
+    def touch(self) -> None:
+        self._alive.touch()
+
+    @property
+    def last_alive(self) -> float | None:
+        """Seconds since the epoch; None if no controller ever ran."""
+        try:
+            return self._alive.stat().st_mtime
+        except FileNotFoundError:
+            return None
+
+    def remove(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def root() -> Path:
+    """`NORAY_STATE`, else below the XDG state directory."""
+    given = os.environ.get("NORAY_STATE")
+    if given:
+        return Path(given).absolute()
+    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(home) / "noray"
+
+
+def of(deployment: str) -> StateDir:
+    return StateDir(root() / deployment)
+
+
+def known() -> list[StateDir]:
+    """Every deployment that was ever started from here and not purged."""
+    try:
+        return sorted((StateDir(p) for p in root().iterdir() if (p / "deployment.json").exists()), key=lambda s: s.path)
+    except FileNotFoundError:
+        return []
+
+
+def choose(deployment: str | None) -> StateDir:
+    """The deployment that is meant. Raises UsageError when that is not clear."""
+    if deployment is not None:
+        state = of(deployment)
+        if not (state.path / "deployment.json").exists():
+            names = ", ".join(s.deployment for s in known()) or "none"
+            raise UsageError(f"no deployment {deployment} is known here; known: {names}")
+        return state
+    found = known()
+    if not found:
+        raise NorayError("no deployment is known here", "start one: noray up FILE")
+    if len(found) > 1:
+        raise UsageError("several deployments are known here: " + ", ".join(s.deployment for s in found), "add -d NAME")
+    return found[0]
