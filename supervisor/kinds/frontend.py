@@ -35,6 +35,8 @@ def frontend(
         },
         ports={"http": port, "stream": 0},
         bind=bind,
+        # Its address is Dynamo's choice, so it must be free on all: if it is not, the frontend runs on, says 200 on
+        # /health and lists no model for ever.
         binds={"stream": "0.0.0.0"},
     )
 

@@ -1,8 +1,8 @@
 """Has *this* worker answered? Registered is not enough, and neither is an answer with its name on it.
 
 The frontend writes into the answer whom it routed the request to first. If that worker dies half way the request
-migrates, another one finishes it, and the answer still carries the first name (measured, kill -9 at 0.8 s of 4 s). So
-the worker's own count of completed requests, read before and after, must have risen as well.
+migrates, another one finishes it, and the answer still carries the first name (1.4.2; recorded as
+`completion_migrated`). So the worker's own count of completed requests, read before and after, must have risen as well.
 """
 
 from __future__ import annotations
