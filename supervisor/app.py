@@ -32,6 +32,7 @@ from supervisor.effects.statedir import Files, StateDir
 from supervisor.errors import HostUnreachable, UsageError
 from supervisor.plan.build import Plan
 from supervisor.plan.diff import diff
+from supervisor.plan.launch import HostFacts
 from supervisor.runtime.hostlink import HostLink
 from supervisor.runtime.loop import supervise
 from supervisor.runtime.perform import Performer
@@ -154,6 +155,10 @@ class Controller:
             now_s=anyio.current_time(),
             gone_since=self.state.last_alive,
         )
+
+    def host_facts(self) -> dict[str, HostFacts]:
+        """What the hosts that answered said of themselves."""
+        return {name: link.facts for name, link in self._links.items() if link.facts is not None}
 
     async def changes(self) -> AsyncIterator[Status]:
         """The snapshot now, and again after every change; a slow reader gets the newest."""

@@ -11,8 +11,8 @@ import base64
 import json
 import os
 import socket
-from typing import Any, Dict, List, Tuple
-from urllib.parse import urlsplit
+from typing import Any, Dict, List
+from urllib.parse import unquote, urlsplit
 
 from . import http
 
@@ -62,26 +62,34 @@ def _names(instance: Dict[str, Any], address: str) -> bool:
 
 
 def unlink_entries(root: str, address: str) -> int:
-    """Remove every file below `root` that belongs to the instance reachable at `address`; returns how many."""
-    files: List[Tuple[str, bytes]] = []
-    for folder, _, names in os.walk(root):
-        for name in names:
-            try:
-                with open(os.path.join(folder, name), "rb") as file:
-                    files.append((os.path.join(folder, name), file.read()))
-            except OSError:
-                continue  # its owner was quicker
-    ours = [_instance(raw) for _, raw in files if _names(_instance(raw), address)]
-    ids = {"%x" % int(instance["instance_id"]) for instance in ours}
+    """Remove what the instance at `address` registered in a file store; returns how many files.
+
+    A key is one file below v1/<sort>/, percent-encoded, its last part the instance id in hexadecimal. Instances first:
+    they are what is routed to; the model card alone would leave the worker in every round-robin (measured).
+    """
+    folder = os.path.join(root, "v1", "instances")
+    ids = set()
+    for path in _files(folder):
+        try:
+            with open(path, "rb") as file:
+                instance = _instance(file.read())
+        except OSError:
+            continue  # its owner was quicker
+        if _names(instance, address):
+            ids.add("%x" % int(instance["instance_id"]))
     removed = 0
-    for path, _ in files:
-        if ids & set(path.replace(os.sep, "/").split("/")):
+    for path in [*_files(folder), *_files(os.path.join(root, "v1", "mdc"))]:
+        if unquote(os.path.basename(path)).rpartition("/")[2] in ids:
             try:
                 os.unlink(path)
                 removed += 1
             except FileNotFoundError:
                 pass
     return removed
+
+
+def _files(folder: str) -> List[str]:
+    return [os.path.join(where, name) for where, _, names in os.walk(folder) for name in names]
 
 
 def _post(url: str, path: str, body: Dict[str, Any], timeout_s: float) -> Dict[str, Any]:

@@ -12,7 +12,7 @@ from supervisor.core.restart import RestartPolicy
 from supervisor.core.wanted import Wanted
 from supervisor.errors import FileError
 from supervisor.kinds import KINDS
-from supervisor.kinds.base import clashes
+from supervisor.kinds.base import MAX_SYSTEM_PORT, clashes
 from supervisor.spec import Deployment, Host, Inventory, Model
 
 
@@ -58,6 +58,7 @@ def reachable(bind: str) -> str:
 def build(deployment: Deployment, inventory: Inventory) -> Plan:
     """Raises FileError for what only shows when both files are seen together."""
     hosts = {name: inventory.hosts[name] for name in deployment.hosts}
+    _check_ranges(hosts)
     addresses = {name: _address(host, alone=len(hosts) == 1) for name, host in hosts.items()}
     etcd = deployment.etcd
     urls = (f"http://{_bracket(addresses[etcd.host])}:{etcd.port}",) if etcd else ()
@@ -189,6 +190,15 @@ def _refuse_owned(where: str, kind: str, args: Mapping[str, object], extra: tupl
         raise FileError(
             f"{where}: {', '.join(bad)} is set by noray itself", hint="leave it out; other keys of the file decide it"
         )
+
+
+def _check_ranges(hosts: Mapping[str, Host]) -> None:
+    for host in hosts.values():
+        if host.ports[1] > MAX_SYSTEM_PORT:
+            raise FileError(
+                f"hosts.{host.name}.ports: found {host.ports[0]}-{host.ports[1]}, allowed: up to {MAX_SYSTEM_PORT}",
+                hint="Dynamo reads DYN_SYSTEM_PORT as a 16-bit signed number",
+            )
 
 
 def _check_ports(processes: Mapping[str, PlannedProcess]) -> None:

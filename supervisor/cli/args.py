@@ -1,0 +1,87 @@
+"""Every verb with its flags. The text of --help is here; what a verb does is in the file of its name."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from supervisor.cli import demo, down, logs, plan, schema, serve, status, up, why
+
+DEFAULT_FILE = Path("deployment.yaml")
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="noray",
+        description="NVIDIA Dynamo and its workers as plain process trees, over SSH.",
+        epilog="NORAY_INVENTORY: default of -i. NORAY_STATE: where state is kept. NORAY_SOCKET: the controller's socket.",
+    )
+    verbs = top.add_subparsers(title="verbs", metavar="VERB", required=True)
+
+    verb = _add(verbs, "demo", demo.run, "show it on this machine: no configuration, GPU or network needed")
+    verb.add_argument("--keep", action="store_true", help="leave the demo's directory for a look")
+
+    verb = _add(verbs, "up", up.run, "start what the file says, or change what runs into it; follow until Ctrl-C")
+    _files(verb)
+    verb.add_argument("--detach", action="store_true", help="return when everything is ready")
+    verb.add_argument("--yes", "-y", action="store_true", help="do not ask before changing what runs")
+
+    verb = _add(verbs, "plan", plan.run, "show what `up` would run, and how that differs from what runs")
+    _files(verb)
+    verb.add_argument(
+        "-v", "--verbose", action="store_true", help="with arguments and environment, secrets masked (asks the hosts)"
+    )
+    _json(verb)
+
+    verb = _add(verbs, "status", status.run, "the verdict, and what is not ready")
+    _deployment(verb)
+    verb.add_argument("-a", "--all", action="store_true", help="every process and host")
+    verb.add_argument("--check", action="store_true", help="exit 0 if ready, 1 if degraded, 4 if unknown")
+    _json(verb)
+
+    verb = _add(verbs, "why", why.run, "what is wrong, the earliest cause first, and what to type next")
+    verb.add_argument("name", nargs="?", help="a process, service, model or host")
+    _deployment(verb)
+    _json(verb)
+
+    verb = _add(verbs, "logs", logs.run, "what processes wrote")
+    verb.add_argument("names", nargs="+", metavar="NAME", help="processes or services")
+    _deployment(verb)
+    verb.add_argument("-f", "--follow", action="store_true", help="go on, over restarts, until Ctrl-C (which touches nothing)")
+    verb.add_argument("-n", "--lines", type=int, default=50, help="how many of the last lines (default 50)")
+    verb.add_argument("--previous", action="store_true", help="of the run before the last")
+    verb.add_argument("--run", dest="which_run", metavar="RUN", help="of this run")
+    _json(verb)
+
+    verb = _add(verbs, "down", down.run, "drain and stop everything, in order; works without a controller")
+    _deployment(verb)
+    verb.add_argument("--purge", action="store_true", help="remove logs and data too")
+    verb.add_argument("--yes", "-y", action="store_true", help="do not ask")
+    _json(verb)
+
+    verb = _add(verbs, "schema", schema.run, "the JSON schema of deployment.yaml and hosts.yaml, for editors")
+
+    verb = _add(verbs, "serve", serve.run, "be the controller, in the foreground (what `up` starts in the background)")
+    _files(verb)
+    return top
+
+
+def _add(
+    verbs: argparse._SubParsersAction[argparse.ArgumentParser], name: str, run: object, text: str
+) -> argparse.ArgumentParser:
+    verb = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    verb.set_defaults(run=run)
+    return verb
+
+
+def _files(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("file", nargs="?", type=Path, default=DEFAULT_FILE, metavar="FILE", help="default: ./deployment.yaml")
+    verb.add_argument("-i", "--inventory", type=Path, help="hosts.yaml; without one, this machine is the only host")
+
+
+def _deployment(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("-d", "--deployment", metavar="NAME", help="which deployment, where several are known")
+
+
+def _json(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--json", action="store_true", help="print data instead of text")

@@ -1,0 +1,98 @@
+"""What several verbs share: reading the files, the terminal, asking, and finding who knows the truth."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import anyio
+
+from supervisor.app import Controller, Use
+from supervisor.cli.render.text import Look
+from supervisor.control.client import NoController, connect
+from supervisor.core.snapshot import Status
+from supervisor.effects.statedir import Files, StateDir
+from supervisor.errors import FileError
+
+
+def read_files(file: Path, inventory: Path | None) -> Files:
+    """Both files as text. `inventory`: -i, else NORAY_INVENTORY, else none. Raises FileError."""
+    given = inventory or (Path(os.environ["NORAY_INVENTORY"]) if os.environ.get("NORAY_INVENTORY") else None)
+    if given is not None and given.is_dir():
+        given = given / "hosts.yaml"
+    return Files(_text(file), file.absolute(), _text(given) if given else None, given.absolute() if given else None)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        raise FileError(f"{path}: there is no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileError(f"{path}: cannot be read: {error}") from None
+
+
+def args_of(files: Files) -> dict[str, Any]:
+    """The files as a request to a controller."""
+    return {
+        "deployment": files.deployment,
+        "deployment_path": str(files.deployment_path),
+        "inventory": files.inventory,
+        "inventory_path": str(files.inventory_path) if files.inventory_path else None,
+    }
+
+
+def look() -> Look:
+    terminal = sys.stdout.isatty()
+    return Look(size()[0] - 1 if terminal else None, terminal and "NO_COLOR" not in os.environ)
+
+
+def size() -> tuple[int, int]:
+    columns, lines = shutil.get_terminal_size()
+    return columns, lines
+
+
+def write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def write_json(data: object) -> None:
+    write(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+
+
+def confirm(question: str, yes: bool) -> bool:
+    """On a terminal ask; elsewhere only --yes is a yes."""
+    if yes:
+        return True
+    if not sys.stdin.isatty():
+        sys.stderr.write(f"{question} Not a terminal: say --yes.\n")
+        return False
+    sys.stderr.write(f"{question} [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+async def see(state: StateDir) -> Status:
+    """The status, from the controller if there is one, else from the hosts."""
+    try:
+        async with connect(state.socket) as client:
+            async for item in client.request("status"):
+                return as_status(item)
+    except NoController:
+        pass
+    controller = Controller(state.load(), state, Use.OBSERVE)
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(controller.run)
+        seen = await controller.observe()
+        tasks.cancel_scope.cancel()
+    return seen
+
+
+def as_status(item: Mapping[str, object]) -> Status:
+    return cast(Status, item)

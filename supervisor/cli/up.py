@@ -1,0 +1,178 @@
+"""`noray up`: see to it that a controller runs what the file says, and follow it.
+
+The controller is always a process of its own. So a closed window (SIGHUP) or a killed `up` changes nothing: work and healing go
+on. Ctrl-C or SIGTERM asks the controller to drain and stop in order; a second one to skip the drain.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import anyio
+
+from supervisor.cli.common import args_of, as_status, confirm, look, read_files, size, write
+from supervisor.cli.down import Ending, report
+from supervisor.cli.render.progress import CTRL_C, CTRL_C_AGAIN, Progress
+from supervisor.cli.render.why import show_why
+from supervisor.control.client import Client, ControllerLost, NoController, connect
+from supervisor.core.snapshot import Status
+from supervisor.effects.statedir import Files, StateDir, of
+from supervisor.errors import NorayError
+
+START_S = 20.0
+
+
+def run(args: argparse.Namespace) -> int:
+    files = read_files(args.file, args.inventory)
+    files.plan()  # every mistake in the files shows here, before anything is touched
+    return anyio.run(_run, args, files)
+
+
+async def _run(args: argparse.Namespace, files: Files) -> int:
+    state = of(files.plan().deployment)
+    if await _is_running(state):
+        if not await _apply(state, files, args.yes):
+            return 1
+    else:
+        await _start(state, files)
+    session = Session(state, detach=args.detach)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(session.heed_signals, tasks.cancel_scope)
+        await session.follow()
+        tasks.cancel_scope.cancel()
+    return session.code
+
+
+async def _is_running(state: StateDir) -> bool:
+    try:
+        async with connect(state.socket):
+            return True
+    except NoController:
+        return False
+
+
+async def _start(state: StateDir, files: Files) -> None:
+    """A controller in the background, in a session of its own, deaf to this terminal."""
+    state.create()
+    argv = [sys.executable, "-m", "supervisor", "serve", str(files.deployment_path)]
+    if files.inventory_path:
+        argv += ["-i", str(files.inventory_path)]
+    env = {key: value for key, value in os.environ.items() if key != "NORAY_INVENTORY"}
+    with state.log.open("ab") as log:
+        begun = log.tell()
+        child = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/", env=env
+        )
+    with anyio.move_on_after(START_S):
+        while child.poll() is None:
+            if await _is_running(state):
+                return
+            await anyio.sleep(0.02)
+    said = state.log.read_bytes()[begun:].decode(errors="replace").strip().splitlines()
+    raise NorayError("the controller did not start: " + (said[-1] if said else "it said nothing"), f"its log: {state.log}")
+
+
+async def _apply(state: StateDir, files: Files, yes: bool) -> bool:
+    """Change what runs into what the files say; False if the operator said no."""
+    async with connect(state.socket) as client:
+        changes: list[dict[str, str]] = []
+        async for item in client.request("apply", **args_of(files), dry_run=True):
+            found = item.get("changes")
+            changes = found if isinstance(found, list) else []
+        if not changes:
+            write(f"a controller (pid {client.pid}) runs exactly this already\n")
+            return True
+        for change in changes:
+            write(f"  {change['what']:8} {change['process']}  ({change['why']})\n")
+        restarts = sum(change["what"] != "start" for change in changes)
+        if restarts and not confirm(f"{restarts} running processes are stopped or restarted.", yes):
+            return False
+        async for _ in client.request("apply", **args_of(files)):
+            pass
+    return True
+
+
+class Session:
+    """One `up` on one terminal."""
+
+    def __init__(self, state: StateDir, detach: bool) -> None:
+        self.state, self.detach = state, detach
+        self.progress = Progress(terminal=sys.stdout.isatty())
+        self.code = 0
+        self._ending: Ending | None = None
+        self._done = anyio.Event()
+
+    async def follow(self) -> None:
+        """Until it is ready (--detach), until it failed to start, or until somebody ends it."""
+        ready_once = False
+        try:
+            async with connect(self.state.socket) as client:
+                async for seen in self._snapshots(client):
+                    self._show(seen)
+                    if self._ending is not None:
+                        break
+                    ready_once = ready_once or seen["ready"]
+                    if self.detach and seen["ready"]:
+                        return
+                    if not ready_once and hopeless(seen):
+                        await self._give_up(seen)
+                        return
+        except ControllerLost:
+            if self._ending is None:
+                self.code = 1
+                sys.stderr.write("noray: the controller ended; what runs goes on, unhealed (see: noray status)\n")
+                return
+        if self._ending is not None:
+            await self._done.wait()
+
+    async def _snapshots(self, client: Client):  # type: ignore[no-untyped-def]
+        async for item in client.request("follow", follow=True):
+            yield as_status(item)
+
+    async def _give_up(self, seen: Status) -> None:
+        self.code = 1
+        write(self.progress.finish())
+        sys.stderr.write(show_why(seen, look()))
+        if not self.detach:
+            await self._end()
+
+    async def heed_signals(self, scope: anyio.CancelScope) -> None:
+        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+            async with anyio.create_task_group() as tasks:
+                async for number in signals:
+                    if number == signal.SIGHUP:
+                        os._exit(0)  # nobody is left to write to; the controller is its own process
+                    if self._ending is None:
+                        self._say(CTRL_C)
+                        tasks.start_soon(self._end)
+                    else:
+                        tasks.start_soon(self._ending.hurry)
+
+    async def _end(self) -> None:
+        self._ending = Ending(self.state, purge=False, progress=self.progress)
+        await self._ending.run()
+        write(self.progress.finish())
+        report(self._ending)
+        self.code = self.code or (1 if self._ending.left else 0)
+        self._done.set()
+
+    def _show(self, seen: Status) -> None:
+        width, height = size()
+        write(self.progress.update(seen, time.time(), width=width, height=height))
+
+    def _say(self, text: str) -> None:
+        write(self.progress.say(text, time.time(), width=size()[0]))
+
+
+def hopeless(seen: Status) -> bool:
+    """Something will not come up by waiting."""
+    refused = any(h["state"] == "refused" for h in seen["hosts"])
+    return refused or any(p["state"] in ("failed", "stuck") for p in seen["processes"])
+
+
+__all__ = ["CTRL_C_AGAIN", "run"]
