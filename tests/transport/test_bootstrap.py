@@ -206,7 +206,7 @@ def test_the_bundle_is_the_same_every_time(tmp_path: Path) -> None:
 
 def test_the_bundle_runs_by_itself_too(tmp_path: Path) -> None:
     (tmp_path / ECHO_HOST.name).write_bytes(ECHO_HOST.data)
-    command = [sys.executable, "-I", "-S", tmp_path / ECHO_HOST.name, "echo", tmp_path]
+    command = [sys.executable, "-I", "-S", str(tmp_path / ECHO_HOST.name), "echo", str(tmp_path)]
     answer = subprocess.run(command, input=b'{"a": 1}\n', capture_output=True, check=True)
     assert answer.stdout == b'{"a": 1}\n'
 
