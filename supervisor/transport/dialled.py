@@ -49,6 +49,8 @@ class DialledTransport:
             raise HostUnreachable(f"cannot reach {self.host} within {timeout_s:g} s: {step}") from None
         finally:
             self._opening -= 1
+            if self._closed:  # closed while we dialled: what came up since belongs to nobody
+                await self._dialer.aclose()
 
     async def _converse(self, pipe: Pipe, program: str) -> LineChannel:
         try:

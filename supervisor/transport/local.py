@@ -64,6 +64,8 @@ class LocalPipe:
     async def read(self) -> bytes:
         assert self._process.stdout is not None
         while True:
+            if not self._stderr.closed and os.fstat(self._stderr.fileno()).st_size > _STDERR_LIMIT:
+                os.ftruncate(self._stderr.fileno(), 0)
             try:
                 with anyio.move_on_after(1.0):
                     return await self._process.stdout.receive()
@@ -72,8 +74,6 @@ class LocalPipe:
             # The end of a program is the end of the pipe, even while a child of its keeps our end of it open.
             if self._process.returncode is not None:
                 return b""
-            if os.fstat(self._stderr.fileno()).st_size > _STDERR_LIMIT:
-                os.ftruncate(self._stderr.fileno(), 0)
 
     async def write(self, data: bytes) -> None:
         assert self._process.stdin is not None

@@ -29,6 +29,8 @@ GOODBYE_S = 1.0
 
 _UNREAD_BYTES = 1024 * 1024
 
+asyncssh.set_log_level("WARNING")  # at INFO it tells of every channel
+
 
 class SshDialer:
     """Opens channels on one connection. A lost connection stays lost: another generation is another dialer."""
@@ -134,12 +136,11 @@ class SshDialer:
                 f"{name} and noray cannot agree on an ssh connection: {exc.reason}",
                 hint="a host key of another type than the pinned one looks like this too: compare with known_hosts",
             ) from exc
-        except asyncssh.DisconnectError as exc:
-            if "authentication failures" in exc.reason:
-                raise self._login_refused(settings, exc.reason, name) from exc
-            raise HostUnreachable(f"cannot reach {name}: {exc.reason}") from exc
         except (asyncssh.Error, OSError) as exc:
-            raise HostUnreachable(f"cannot reach {name}: {exc}") from exc
+            if "authentication failures" in str(exc):  # how OpenSSH says "too many keys tried"
+                raise self._login_refused(settings, str(exc), name) from exc
+            hint = f"if it stays so, look closer with: ssh -v {_where(self._address)}"
+            raise HostUnreachable(f"cannot reach {name}: {exc}", hint) from exc
         except ValueError as exc:
             raise HostRefused(f"cannot use the ssh settings for {name}: {exc}") from exc
 

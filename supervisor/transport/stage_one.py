@@ -16,7 +16,11 @@ import os
 import re
 import stat
 import sys
-from typing import BinaryIO, Callable  # noqa: UP035 - Python 3.9
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # importing typing to ask would cost every start of a program 4 ms
+    from collections.abc import Callable
+    from typing import BinaryIO
 
 # Network and user-space file systems: locks, fsync and sockets there are promises of somebody else, and a shared one
 # would mix the runs of several machines.
@@ -32,7 +36,7 @@ class Refused(Exception):
 
 
 def main() -> int:
-    stdin: BinaryIO = io.BufferedReader(io.FileIO(0, closefd=False), 1)
+    stdin = io.BufferedReader(io.FileIO(0, closefd=False), 1)
     line = stdin.readline()
     if not line:
         return 1  # hung up before asking

@@ -59,10 +59,14 @@ class Sshd:
         for pid in sessions:
             _kill(pid)
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def sessions(self) -> list[int]:
         """The processes of sshd that serve connections; not the programs they started."""
-        assert self._process is not None
-        return [pid for pid in _descendants(self._process.pid) if _comm(pid).startswith("sshd")]
+        return [pid for pid in _descendants(self.pid) if _comm(pid).startswith("sshd")]
 
     def kill_sessions(self) -> None:
         for pid in self.sessions():

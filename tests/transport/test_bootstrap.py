@@ -144,6 +144,23 @@ async def test_the_host_directory(host: RealHost, tmp_path: Path) -> None:
         await host.but(host_dir="relative").transport().open("echo", 20)
 
 
+def test_where_no_directory_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    refused: set[str] = set()
+
+    def private_directory(path: str) -> None:
+        if path in refused:
+            raise PermissionError(f"not {path}")
+
+    monkeypatch.setattr(stage_one, "private_directory", private_directory)
+    mine = f"/var/tmp/noray-{os.geteuid()}"
+    assert stage_one.base_directory(None) == f"/var/lib/noray/{stage_one.machine_id()}"
+    refused.add("/var/lib/noray")
+    assert stage_one.base_directory(None) == f"{mine}/{stage_one.machine_id()}"
+    refused.add(mine)
+    with pytest.raises(stage_one.Refused, match=f"not /var/lib/noray; not {mine}"):
+        stage_one.base_directory(None)
+
+
 def test_a_directory_somebody_else_made_first_is_not_used(tmp_path: Path) -> None:
     (tmp_path / "theirs").symlink_to(tmp_path)
     with pytest.raises(stage_one.Refused, match="theirs is not a directory"):
@@ -189,7 +206,7 @@ def test_the_bundle_is_the_same_every_time(tmp_path: Path) -> None:
 
 def test_the_bundle_runs_by_itself_too(tmp_path: Path) -> None:
     (tmp_path / ECHO_HOST.name).write_bytes(ECHO_HOST.data)
-    command = [sys.executable, "-I", "-S", tmp_path / ECHO_HOST.name, "echo", tmp_path]
+    command = [sys.executable, "-I", "-S", str(tmp_path / ECHO_HOST.name), "echo", str(tmp_path)]
     answer = subprocess.run(command, input=b'{"a": 1}\n', capture_output=True, check=True)
     assert answer.stdout == b'{"a": 1}\n'
 

@@ -222,15 +222,45 @@ async def test_closing_wakes_who_reads(host: Host) -> None:
     assert reasons == ["the line to gpu01 was closed here"]
 
 
+@pytest.mark.parametrize("turns", [1, 10, 30])
+async def test_closing_while_opening_leaves_nothing(host: Host, turns: int) -> None:
+    warm = host.transport()
+    await warm.open("echo", 20)
+    await warm.aclose()
+    before = len(os.listdir("/proc/self/fd"))
+    transport = host.transport()
+    opened: list[Channel] = []
+
+    async def open_it() -> None:
+        try:
+            opened.append(await transport.open("echo", 20))
+        except HostUnreachable:
+            pass
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(open_it)
+        for _ in range(turns):
+            await anyio.lowlevel.checkpoint()
+        await transport.aclose()
+    for channel in opened:  # it was quicker
+        assert "closed here" in (await end_of(channel))[1]
+    await no_more_descriptors_than(before)
+    assert host.still_running() == []
+
+
+async def no_more_descriptors_than(count: int) -> None:
+    with anyio.fail_after(5):  # a closed socket leaves the event loop a turn later
+        while len(os.listdir("/proc/self/fd")) > count:
+            await anyio.lowlevel.checkpoint()
+
+
 async def test_twenty_lives_leak_nothing(host: Host) -> None:
     for _ in range(20):
-        before = set(os.listdir("/proc/self/fd"))
+        before = len(os.listdir("/proc/self/fd"))
         transport = host.transport()
         channel = await transport.open("echo", 20)
         await channel.send({"number": 1})
         await heard(channel)
         await transport.aclose()
-        with anyio.fail_after(5):  # a closed socket leaves the event loop a turn later
-            while len(os.listdir("/proc/self/fd")) > len(before):
-                await anyio.lowlevel.checkpoint()
+        await no_more_descriptors_than(before)
     assert host.still_running() == []

@@ -17,8 +17,8 @@ import pytest
 from supervisor.errors import HostRefused, HostUnreachable
 from supervisor.transport import bootstrap
 from supervisor.transport import ssh as ssh_module
-from tests.fakes.sshd import Sshd, new_key
-from tests.transport.conftest import RealHost, address_of
+from tests.fakes.sshd import MISSING, Sshd, new_key
+from tests.transport.conftest import RealHost, address_of, gone
 from tests.transport.test_contract import end_of, heard
 
 pytestmark = pytest.mark.anyio
@@ -154,6 +154,7 @@ async def test_a_line_gone_silent_is_noticed(ssh: RealHost, ssh_server: Sshd, mo
             os.kill(pid, signal.SIGCONT)
 
 
+@pytest.mark.skipif(bool(MISSING), reason=MISSING)
 async def test_more_sessions_than_the_host_allows(tmp_path: Path) -> None:
     with Sshd(tmp_path, "127.0.0.9", ["MaxSessions 1"]) as server:
         transport = RealHost(address_of(server, tmp_path / "host")).transport()
@@ -172,6 +173,7 @@ exec {shell} -c "$SSH_ORIGINAL_COMMAND"
 """
 
 
+@pytest.mark.skipif(bool(MISSING), reason=MISSING)
 @pytest.mark.parametrize("shell", ["sh", "bash", "fish", "tcsh"])
 async def test_a_shell_sees_nothing_but_the_constant_command(tmp_path: Path, shell: str) -> None:
     """The lie detector: a chatty login program that writes down everything a shell would get to see."""
@@ -193,3 +195,16 @@ async def test_a_shell_sees_nothing_but_the_constant_command(tmp_path: Path, she
     seen = (tmp_path / "commands").read_text()
     assert seen == f"{sys.executable} -I -S -c '{bootstrap.ONE_LINER}'\n" * 2
     assert not re.search("hunter2|quoted|noray-[0-9a-f]{16}", seen + (tmp_path / "environment").read_text())
+
+
+@pytest.mark.skipif(bool(MISSING), reason=MISSING)
+def test_our_sshd_dies_with_us_even_by_kill_9(tmp_path: Path) -> None:
+    suicide = """if True:
+        import os, pathlib, sys
+        from tests.fakes.sshd import Sshd
+        print(Sshd(pathlib.Path(sys.argv[1])).__enter__().pid, flush=True)
+        os.kill(os.getpid(), 9)"""
+    root = Path(__file__).parents[2]
+    told = subprocess.run([sys.executable, "-c", suicide, tmp_path], capture_output=True, text=True, cwd=root)
+    assert told.returncode == -signal.SIGKILL
+    assert gone(int(told.stdout))
