@@ -1,0 +1,256 @@
+"""Mutants: each guarantee of noray, sabotaged in one line, must turn a test red. A test never seen red proves nothing.
+
+    python tests/mutants/run.py [NAME]... [--jobs N] [--root DIRECTORY] [--limit SECONDS]
+
+A mutant is `tests/mutants/<name>.patch`, a unified diff with a header:
+
+    # guarantee: a worker that exits with code 0 unasked has failed
+    # caught by: tests/core/test_worker.py::test_exit_0_is_a_failure
+    diff --git a/supervisor/core/worker.py b/supervisor/core/worker.py
+    ...
+
+`caught by` may stand several times. Each test named there must fail: of a parametrised test one case is enough. To make
+one: sabotage the line, `git diff > tests/mutants/<name>.patch`, write the header, `git checkout` the file. A patch that
+no longer applies is an error too: the guarantee moved, so must its mutant.
+
+How it judges. All named tests run once on an unpatched copy of the tree (tracked files and untracked ones that git does
+not ignore), and must be green. Then every mutant gets a copy of its own, and its tests run there. Only pytest's exit
+code 1 with each named test listed as FAILED is "caught". 0 is "survived"; a broken collection, an error in a fixture,
+a time-out is "broken": something went wrong, but nobody saw the guarantee break.
+
+Each copy has an interpreter of its own whose path is the copy and then our packages, so that no editable install leads
+back to the unsabotaged tree, in child processes neither. Sabotaged supervisors leak: each pytest runs below a child
+subreaper that afterwards kills whatever is left below it. Exit code 0: all caught; 1: not all; 2: bad usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+import tomllib
+import venv
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+PR_SET_CHILD_SUBREAPER = 36
+TIMED_OUT = 124
+
+
+@dataclass(frozen=True)
+class Mutant:
+    name: str
+    file: Path
+    guarantee: str
+    tests: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    word: str  # caught, survived, broken
+    detail: str = ""
+    took_s: float = 0.0
+
+
+def read(file: Path) -> Mutant:
+    header = {"guarantee": list[str](), "caught by": list[str]()}
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if match := re.fullmatch(r"#\s*(guarantee|caught by):\s*(.+)", line):
+            header[match[1]].append(match[2].strip())
+        elif not line.startswith("#"):
+            break
+    if not all(header.values()):
+        raise ValueError("the header lacks '# guarantee:' or '# caught by:'")
+    return Mutant(file.stem, file, " ".join(header["guarantee"]), tuple(header["caught by"]))
+
+
+def copy_tree(root: Path, target: Path) -> None:
+    argv = ["git", "-C", str(root), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(argv, capture_output=True, check=True)
+    for name in filter(None, listed.stdout.decode().split("\0")):
+        source = root / name
+        if source.is_file() or source.is_symlink():  # not one deleted and not yet committed
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, target / name, follow_symlinks=False)
+
+
+def interpreter(tree: Path) -> Path:
+    """An interpreter whose `supervisor` is the copy's, with our packages and programs behind it."""
+    home = tree / ".venv"
+    venv.EnvBuilder(symlinks=True).create(home)
+    packages = next(home.glob("lib/python3*/site-packages"))
+    ours = dict.fromkeys((str(tree), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")))
+    # Named in a .pth file, our site-packages is searched, but its own .pth files (editable installs) are not obeyed.
+    (packages / "copy.pth").write_text("\n".join(ours) + "\n")
+    scripts = tomllib.loads((tree / "pyproject.toml").read_text()).get("project", {}).get("scripts", {})
+    for name, entry in scripts.items():
+        module, _, function = entry.partition(":")
+        script = home / "bin" / name
+        script.write_text(f"#!{home}/bin/python\nimport sys\nfrom {module} import {function}\nsys.exit({function}())\n")
+        script.chmod(0o755)
+    for program in Path(sysconfig.get_path("scripts")).iterdir():
+        here = home / "bin" / program.name
+        if not here.exists() and not program.name.startswith(("python", "activate", "Activate")):
+            here.symlink_to(program)
+    return home / "bin" / "python"
+
+
+def run_tests(tree: Path, tests: tuple[str, ...], limit_s: float) -> tuple[int, str]:
+    temporary = tree.with_name(tree.name + ".t")
+    temporary.mkdir()
+    # `-rfE` lists failures and errors apart.
+    pytest = [str(interpreter(tree)), "-m", "pytest", "-q", "--tb=short", "-rfE", "-p", "no:cacheprovider",
+              f"--basetemp={temporary}/p", *tests]  # fmt: skip
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "PYTHON"))}
+    environment |= {"TMPDIR": str(temporary), "PYTHONDONTWRITEBYTECODE": "1", "NO_COLOR": "1"}
+    done = subprocess.run(
+        [sys.executable, __file__, "--box", str(limit_s), *pytest],
+        cwd=tree,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=False,
+    )
+    return done.returncode, done.stdout.decode(errors="replace")
+
+
+def judge(mutant: Mutant, clean: Path, place: Path, limit_s: float) -> Verdict:
+    began = time.monotonic()
+
+    def verdict(word: str, detail: str = "") -> Verdict:
+        return Verdict(word, detail, time.monotonic() - began)
+
+    tree = Path(tempfile.mkdtemp(prefix="", dir=place))  # short: unix socket paths must fit below it
+    shutil.copytree(clean, tree, symlinks=True, dirs_exist_ok=True)
+    # Below a repository `git apply` would silently skip what lies outside of it.
+    outside = {**os.environ, "GIT_CEILING_DIRECTORIES": str(place)}
+    applied = subprocess.run(
+        ["git", "apply", str(mutant.file.resolve())], cwd=tree, env=outside, text=True, capture_output=True, check=False
+    )
+    if applied.returncode:
+        return verdict("broken", "the patch does not apply:\n" + applied.stderr)
+    code, output = run_tests(tree, mutant.tests, limit_s)
+    for done_with in (tree, tree.with_name(tree.name + ".t")):
+        shutil.rmtree(done_with, ignore_errors=True)
+    if code == 0:
+        return verdict("survived", "every test named stayed green")
+    if code == TIMED_OUT:
+        return verdict("broken", f"not done after {limit_s:g} s")
+    if code != 1:
+        return verdict("broken", f"pytest ended with {code}\n{output[-3000:]}")
+    failed = re.findall(r"^FAILED (\S+)", output, re.MULTILINE)
+    green = [test for test in mutant.tests if not any(_is_case_of(node, test) for node in failed)]
+    if green:
+        word = "broken" if re.search(r"^ERROR ", output, re.MULTILINE) else "survived"
+        return verdict(word, f"did not fail: {', '.join(green)}\n{output[-3000:]}")
+    return verdict("caught")
+
+
+def _is_case_of(node: str, test: str) -> bool:
+    return node == test or node.startswith((f"{test}[", f"{test}::"))
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("names", metavar="NAME", nargs="*", help="only these mutants")
+    parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parents[2], help="the tree to sabotage")
+    parser.add_argument("--jobs", type=int, default=2, help="mutants at once (default 2)")
+    parser.add_argument("--limit", type=float, default=300.0, metavar="SECONDS", help="for one pytest (default 300)")
+    options = parser.parse_args(argv)
+    files = sorted((options.root / "tests" / "mutants").glob("*.patch"))
+    if unknown := set(options.names) - {file.stem for file in files}:
+        parser.error(f"no such mutant: {', '.join(sorted(unknown))}")
+    files = [file for file in files if not options.names or file.stem in options.names]
+
+    verdicts: dict[str, Verdict] = {}
+    mutants: list[Mutant] = []
+    for file in files:
+        try:
+            mutants.append(read(file))
+        except ValueError as error:
+            verdicts[file.stem] = Verdict("broken", str(error))
+    if mutants:
+        with tempfile.TemporaryDirectory(prefix="m", ignore_cleanup_errors=True) as directory:
+            place = Path(directory)
+            copy_tree(options.root, place / "clean")
+            shutil.copytree(place / "clean", place / "green", symlinks=True)
+            named = tuple(dict.fromkeys(test for mutant in mutants for test in mutant.tests))
+            code, output = run_tests(place / "green", named, options.limit * 2)
+            if code:
+                print(output[-6000:])
+                print(f"mutants: cannot judge: without any sabotage pytest ended with {code}")
+                return 1
+            with ThreadPoolExecutor(options.jobs) as pool:
+                judged = pool.map(lambda mutant: judge(mutant, place / "clean", place, options.limit), mutants)
+                verdicts |= dict(zip((mutant.name for mutant in mutants), judged, strict=True))
+    return report(files, {mutant.name: mutant.guarantee for mutant in mutants}, verdicts)
+
+
+def report(files: list[Path], guarantees: dict[str, str], verdicts: dict[str, Verdict]) -> int:
+    width = max((len(file.stem) for file in files), default=0)
+    for file in files:
+        verdict = verdicts[file.stem]
+        print(f"{verdict.word:9}{verdict.took_s:6.1f} s  {file.stem:{width}}  {guarantees.get(file.stem, '')}")
+        for line in verdict.detail.splitlines():
+            print(f"    {line}")
+    caught = sum(verdict.word == "caught" for verdict in verdicts.values())
+    print(f"mutants: {caught} of {len(files)} caught")
+    return 0 if caught == len(files) else 1
+
+
+# --- the box: one pytest, and nothing left of it ---------------------------------------------------------------------
+
+
+def box(limit_s: float, argv: list[str]) -> int:
+    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "cannot become child subreaper")
+    child = subprocess.Popen(argv)
+    try:
+        code = child.wait(limit_s)
+    except subprocess.TimeoutExpired:
+        code = TIMED_OUT
+    # Orphans come to us one generation at a time, so look again until nobody is left. A fork bomb is not expected here.
+    end = time.monotonic() + 10
+    while (left := _below(os.getpid())) and time.monotonic() < end:
+        for pid in left:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            break
+        time.sleep(0.01)
+    return code
+
+
+def _below(ancestor: int) -> list[int]:
+    parents: dict[int, int] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                parents[int(name)] = int(Path("/proc", name, "stat").read_bytes().rpartition(b")")[2].split()[1])
+            except OSError:
+                continue
+    below = {ancestor}
+    while more := {pid for pid, parent in parents.items() if parent in below} - below:
+        below |= more
+    return sorted(below - {ancestor})
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--box"]:
+        sys.exit(box(float(sys.argv[2]), sys.argv[3:]))
+    sys.exit(main(sys.argv[1:]))
