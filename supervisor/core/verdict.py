@@ -186,7 +186,7 @@ def models(status: Status) -> list[Model]:
 
 
 def wanted(status: Status) -> bool:
-    """Whether anything is meant to serve. Not during a `down`: what still runs then only waits for the models to leave."""
+    """Whether anything is meant to serve. Not in a `down`: what still runs then only waits for the models to leave."""
     served = models(status)
     leaving = any(p["desired"] != "running" for p in remaining(status))
     if served and leaving and not any(m.wanted for m in served):
