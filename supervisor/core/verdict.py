@@ -87,7 +87,7 @@ def parts(status: Status, word: str) -> list[str]:
         said.append(f"no answer from {listing(silent)}")
     entry = no_entry(status) and word == "DEGRADED"
     shown = models(status)
-    for service in status["services"]:
+    for service in status["services"] if word != "UNKNOWN" or not shown else ():
         if service["kind"] in INFRASTRUCTURE and (service["serving"] < service["wanted"] or not shown):
             name, count = plain(service["name"]), f"{max(service['serving'], 0)}/{service['wanted']}"
             if service["kind"] == "frontend" and entry:
@@ -186,7 +186,14 @@ def models(status: Status) -> list[Model]:
 
 
 def wanted(status: Status) -> bool:
-    return any(s["wanted"] > 0 for s in status["services"]) or any(p["desired"] == "running" for p in status["processes"])
+    """Whether anything is meant to serve. Not in a `down`: what still runs then only waits for the models to leave."""
+    served = models(status)
+    leaving = any(p["desired"] != "running" for p in remaining(status))
+    if served and leaving and not any(m.wanted for m in served):
+        return False
+    return any(s["wanted"] > 0 for s in status["services"]) or any(
+        p["desired"] == "running" for p in status["processes"]
+    )
 
 
 def remaining(status: Status) -> list[ProcessStatus]:
@@ -205,8 +212,8 @@ def no_entry(status: Status) -> bool:
 def broken(status: Status, service: ServiceStatus) -> bool:
     """Known to be wrong, as against not yet there or not known."""
     mine = [p for p in status["processes"] if p["service"] == service["name"] and p["desired"] == "running"]
-    if not mine:
-        return bool(service["reason"])
+    if all(p["state"] == "ready" and not p["cordoned"] for p in mine):
+        return bool(service["reason"])  # what is missing has no process: it could not be placed
     return any(
         p["cordoned"] or (p["state"] in BROKEN and p["state"] != "unknown") or (p["restarts"] and p["state"] != "ready")
         for p in mine

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 
-from supervisor.cli.render.times import duration
+from supervisor.cli.render.times import ahead
 from supervisor.core.snapshot import ExitStatus, GpuStatus, HostStatus, ProcessStatus
 from supervisor.core.words import plain
 
@@ -50,11 +50,11 @@ def ended(last: ExitStatus) -> str:
         try:
             said = f"killed by {signal.Signals(last['signal']).name}"
         except ValueError:
-            said = f"killed by signal {exit['signal']}"
+            said = f"killed by signal {last['signal']}"
     elif last["code"] is None:
         said = "ended, exit code unknown"
     else:
-        said = f"exited {exit['code']}"
+        said = f"exited {last['code']}"
     cause = plain(last["cause"])
     return f"{said}: {cause}" if cause else said
 
@@ -74,7 +74,7 @@ def story(process: ProcessStatus, now: float) -> str:
     """What goes on with it, in one cell of a table."""
     said: list[str] = []
     if process["state"] == "backoff" and process["next_attempt_at"] is not None:
-        said.append(f"next try in {duration(process['next_attempt_at'] - now)}")
+        said.append(f"next try in {ahead(process['next_attempt_at'] - now)}")
     if process["state"] in BACK_AGAIN:
         said += [stage(process)] if stage(process) else []
     if process["restarts"] and process["state"] in ("backoff", *BACK_AGAIN):

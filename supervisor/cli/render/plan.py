@@ -83,13 +83,10 @@ def launch(row: PlanRow, rows: Sequence[PlanRow], look: Look, secrets: Set[str])
     hidden = values(rows, secrets)
     chunks: list[list[str]] = []
     for word in masked_argv(row, hidden):
-        if not chunks or (word.startswith("-") and len(chunks[-1]) > 0):
+        if not chunks or word.startswith("--"):
             chunks.append([])
         chunks[-1].append(quote(word))
-    lines += [
-        f"{'  ' if n == 0 else '      '}{' '.join(chunk)}{' \\' if n < len(chunks) - 1 else ''}"
-        for n, chunk in enumerate(chunks)
-    ]
+    lines.append("  " + " \\\n      ".join(" ".join(chunk) for chunk in chunks))
     for key, value in sorted(row["env"].items()):
         lines.append(f"    {plain(key)}={MASK if key in secrets else quote(hide(value, hidden))}")
     return lines
@@ -184,7 +181,7 @@ def by_flag(argv: Sequence[str]) -> Mapping[str, str]:
     flag = ""
     for word in argv:
         if word.startswith("--"):
-            flag, equals, value = word.partition("=")
+            flag, _, value = word.partition("=")
             found[flag] = f"{found[flag]} {value}".strip() if flag in found else value
         else:
             found[flag] = f"{found.get(flag, '')} {word}".strip()

@@ -1,8 +1,8 @@
 """Live progress of `up` and `down`: feed it snapshots, write what it returns.
 
-On a terminal a block that redraws itself in place: the verdict, one line per service, the slowest step. Nothing spins; what does not
-change is not written again. What must not be lost (failures with their last lines, messages) scrolls by above the block. In
-a pipe there is no block: one line for each change.
+On a terminal a block that redraws itself in place: the verdict, one line per service, the slowest step. Nothing
+spins; what does not change is not written again. What must not be lost (failures, their last lines, messages) scrolls
+by above the block. In a pipe there is no block: one line for each change.
 """
 
 from __future__ import annotations
@@ -60,14 +60,15 @@ class Progress:
             return ""
         # A terminal made narrower has folded the old lines; it takes that many rows to get back above them.
         rows = sum(max(-(-cells(bare(line)) // max(width, 1)), 1) for line in self._block)
-        up = f"\x1b[{rows}F" if rows else "\r"
+        up = f"\x1b[{rows}F" if rows else ""
         self._block = new
         return up + "".join(f"{line}\x1b[K\n" for line in (*lasting, *new)) + "\x1b[J"
 
     def _changes(self, status: Status, now: float, look: Look) -> list[str]:
         lines: list[str] = []
-        if not self._terminal and word(status) != self._word:
-            lines.append(f"{clock(now, now)}  {verdict(status)}")
+        news = [f"{clock(now, now)}  {verdict(status)}"] if word(status) != self._word and not self._terminal else []
+        if not self._word:
+            lines, news = news, []
         self._word = word(status)
         seen = {p["name"]: mark(p, now) for p in status["processes"]}
         rows = []
@@ -76,12 +77,16 @@ class Progress:
             if was is not None and was[:3] != is_[:3]:
                 rows.append((p, was, is_))
         first, self._seen = not self._seen, seen
+        rows.sort(key=lambda row: now if row[1][1] == row[2][1] else row[2][3])
         if not self._terminal:
             for p, was, is_ in rows:
                 lines += change(p, was, is_, now)
+                if is_[1] in LOUD and was[1] != is_[1]:
+                    lines += loud(p, look, named=False)
+            return lines + news
         for p in status["processes"] if first else [p for p, was, is_ in rows if was[:2] != is_[:2]]:
             if p["state"] in LOUD:
-                lines += loud(p, now, look, again=not self._terminal and not first)
+                lines += loud(p, look)
         return lines
 
 
@@ -103,10 +108,10 @@ def change(process: ProcessStatus, was: tuple[str, str, str, float], is_: tuple[
     return [f"{line}  {told}" if told else line]
 
 
-def loud(process: ProcessStatus, now: float, look: Look, *, again: bool) -> list[str]:
-    """A failure and its last words. `again`: the line above has said the first part already."""
+def loud(process: ProcessStatus, look: Look, *, named: bool = True) -> list[str]:
+    """A failure and its last words."""
     lines = []
-    if not again:
+    if named:
         because = about.because(process)
         text = f"{plain(process['name'])} on {about.place(process)} {process['state'].upper()}"
         lines = wrap(f"{text}: {because}" if because else text, look.width, "", GAP)
@@ -142,12 +147,13 @@ def service_row(status: Status, service: ServiceStatus, now: float) -> list[Cell
     full = service["wanted"] > 0 and service["serving"] >= service["wanted"]
     style = "good" if full else next((style_of(state) for state in counts), "")
     numbers = f"{max(service['serving'], 0)}/{service['wanted']}" if service["wanted"] else "-"
-    said = "ready" if full and not told else ", ".join(told) or plain(service["reason"]) or "waiting"
+    idle = "waiting" if service["wanted"] else "running" if any(about.fine(p) for p in mine) else "stopped"
+    said = "ready" if full and not told else ", ".join(told) or plain(service["reason"]) or idle
     return [Cell(plain(service["name"])), Cell(numbers), Cell(said, style)]
 
 
 def slowest(status: Status, now: float) -> str:
-    """slowest: qwen-2 importing 41 s"""
+    """slowest: qwen-2 importing, 41 s"""
     moving = [p for p in status["processes"] if not about.fine(p) and p["state"] not in (*QUIET, *LOUD)]
     moving = [p for p in moving if p["since"] is not None]
     if not moving:
@@ -156,7 +162,7 @@ def slowest(status: Status, now: float) -> str:
     step = about.story(p, now) or plain(p["state"])
     alike = [plain(q["name"]) for q in moving if q is not p and about.stage(q) == about.stage(p)]
     also = f" (also {listing(alike, 3)})" if alike else ""
-    return f"slowest: {plain(p['name'])} {duration(now - (p['since'] or now))}, {step}{also}"
+    return f"slowest: {plain(p['name'])} {step}, {duration(now - (p['since'] or now))}{also}"
 
 
 def bare(line: str) -> str:

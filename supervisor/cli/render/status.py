@@ -28,7 +28,7 @@ def show_status(status: Status, look: Look, *, all: bool = False) -> str:  # noq
 def verdict_lines(status: Status, look: Look, *, endpoints: bool = False) -> list[str]:
     first, _, text = verdict(status).partition(GAP)
     if endpoints and status["endpoints"] and wanted(status) and not no_entry(status):
-        text += f" · at {', '.join(map(plain, status['endpoints']))}"
+        text += f" · {', '.join(map(plain, status['endpoints']))}"
     lead = first + GAP
     if look.width is not None and look.width < len(lead) + 12:
         lines = wrap(lead + text, look.width)
@@ -50,7 +50,7 @@ def controller_lines(status: Status, look: Look) -> list[str]:
 def what_is_not_ready(status: Status, look: Look) -> list[str]:
     bad = [p for p in status["processes"] if not about.fine(p)]
     bad.sort(key=lambda p: p["state"] in about.BACK_AGAIN)  # stable: what is broken before what is on its way
-    lines = table([short(p, status["asof"]) for p in bad[:MOST]], look, indent=GAP, expendable=(3, 4))
+    lines = table([short(p, status["asof"]) for p in bad[:MOST]], look, indent=GAP, expendable=(3, 4), wrapped=True)
     if len(bad) > MOST:
         lines += wrap(f"and {len(bad) - MOST} more: noray status -a", look.width, GAP, GAP)
     return lines
@@ -93,7 +93,7 @@ def hosts(status: Status, look: Look) -> list[str]:
         heard = "never heard" if host["asof"] is None else f"last heard {duration(status['asof'] - host['asof'])} ago"
         lead = [Cell(f"host {plain(host['name'])}"), Cell(plain(host["state"]), "warn")]
         rows.append([*lead, Cell(", ".join(filter(None, (heard, plain(host.get("reason", ""))))))])
-    lines = table(rows, look, indent=GAP)
+    lines = table(rows, look, indent=GAP, wrapped=True)
     if len(bad) > MOST:
         lines += wrap(f"and {len(bad) - MOST} more hosts: noray hosts", look.width, GAP, GAP)
     return lines

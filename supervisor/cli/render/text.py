@@ -16,11 +16,12 @@ WORDS = {
     "warn": ("starting", "backoff", "unknown", "draining", "stopping", "STARTING", "STOPPING", "UNKNOWN"),
 }
 GAP = "  "
+ROOM_TO_WRAP = 24  # cells; a column narrower than this is cut instead
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """Where the text goes, as the caller found: width None for a pipe (nothing is cut), colour by isatty and NO_COLOR."""
+    """Where the text goes. The caller decides: width None for a pipe (nothing is cut), colour by isatty, NO_COLOR."""
 
     width: int | None = None
     colour: bool = False
@@ -99,24 +100,40 @@ def table(
     head: Sequence[str] = (),
     indent: str = "",
     expendable: Sequence[int] = (),
+    wrapped: bool = False,
 ) -> list[str]:
-    """Aligned columns; the last takes what is left. Empty ones go; when it is too narrow, expendable ones go, in order."""
+    """Aligned columns, the last as wide as is left, then cut or `wrapped`.
+
+    Columns in which nothing is said go; expendable ones go, in order, where it is too narrow.
+    """
     body = [list(row) for row in rows]
-    if not body:
+    columns = [n for n in range(len(body[0])) if any(row[n].text not in ("", "-") for row in body)] if body else []
+    if not columns:
         return []
-    columns = [n for n in range(len(body[0])) if any(row[n].text not in ("", "-") for row in body)]
     shown = [[Cell(name, "dim") for name in head], *body] if head else body
     widths = {n: max(cells(row[n].text) for row in shown) for n in columns}
     for n in expendable:
         if look.width is None or _needs(columns, widths, indent) <= look.width:
             break
-        columns = [c for c in columns if c != n]
-    return [_row([row[n] for n in columns], [widths[n] for n in columns], look, indent) for row in shown]
+        columns = [c for c in columns if c != n] or columns
+    kept = [[row[n] for n in columns] for row in shown]
+    if wrapped and look.width is not None:
+        before = len(indent) + sum(widths[n] + len(GAP) for n in columns[:-1])
+        kept = [part for row in kept for part in _wrapped(row, look.width - before)]
+    return [_row(row, [widths[n] for n in columns], look, indent) for row in kept]
+
+
+def _wrapped(row: list[Cell], room: int) -> list[list[Cell]]:
+    if room < ROOM_TO_WRAP:
+        return [row]
+    first, *more = wrap(row[-1].text, room)
+    blank = [Cell("")] * (len(row) - 1)
+    return [[*row[:-1], Cell(first, row[-1].style)], *([*blank, Cell(line, row[-1].style)] for line in more)]
 
 
 def _needs(columns: Sequence[int], widths: dict[int, int], indent: str) -> int:
     *fixed, last = columns
-    return len(indent) + sum(widths[n] + len(GAP) for n in fixed) + min(widths[last], 24)
+    return len(indent) + sum(widths[n] + len(GAP) for n in fixed) + min(widths[last], ROOM_TO_WRAP)
 
 
 def _row(row: Sequence[Cell], widths: Sequence[int], look: Look, indent: str) -> str:

@@ -19,6 +19,13 @@ def duration(seconds: float) -> str:
     return f"{seconds / 86400:.0f} d"
 
 
+def ahead(seconds: float) -> str:
+    """A time to come: nobody waits for tenths."""
+    if math.isfinite(seconds) and seconds < 9.95:
+        return "a moment" if seconds < 0.5 else f"{seconds:.0f} s"
+    return duration(seconds)
+
+
 def clock(at: float, now: float) -> str:
     """12:03:04, with the date when that was not today."""
     try:

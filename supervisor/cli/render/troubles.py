@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from supervisor.cli.render import about
-from supervisor.cli.render.times import duration, since
+from supervisor.cli.render.times import ahead, since
 from supervisor.core.snapshot import HostStatus, ProcessStatus, Status
 from supervisor.core.verdict import remaining, wanted
 from supervisor.core.words import listing, plain, plural
@@ -102,7 +102,7 @@ def of_processes(group: Sequence[ProcessStatus], now: float) -> Trouble:
             next_ = (f"noray logs {name} --first-failure", f"noray start {plain(first['service'])}")
         case "backoff":
             again = first["next_attempt_at"]
-            soon = "" if again is None else f", next try in {duration(again - now)}"
+            soon = "" if again is None else f", next try in {ahead(again - now)}"
             says = f"{who} {is_} down{when}{tried}{soon}"
         case "stuck":
             says = f"{who} cannot be ended{when}; its GPUs and ports stay claimed until it is gone"

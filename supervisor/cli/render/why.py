@@ -75,8 +75,8 @@ def names_meant(status: Status, name: str) -> set[str]:
     model = model_named(status, name)
     if model is not None:
         return {name, *(service["name"] for _, service in model.roles)}
-    close = difflib.get_close_matches(name, sorted(known | {m.name for m in models(status)}), 3)
-    hint = f"did you mean {' or '.join(map(plain, close))}?" if close else "see what there is: noray status -a"
+    close = difflib.get_close_matches(name, sorted(known | {m.name for m in models(status)}), 1)
+    hint = f"did you mean {plain(close[0])}?" if close else "see what there is: noray status -a"
     raise UsageError(f"nothing here is called {plain(name)!r}", hint)
 
 

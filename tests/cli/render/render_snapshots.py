@@ -1,0 +1,164 @@
+"""Snapshots to render. Noon and three minutes of a quiet day in UTC."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from supervisor.core.snapshot import ExitStatus, HostStatus, ProcessStatus, ServiceStatus, Status
+
+NOW = 1_772_366_764.0  # 2026-03-01 12:06:04 UTC
+
+
+def process(name: str, state: str = "ready", host: str = "gpu01", **more: object) -> ProcessStatus:
+    service, _, replica = name.partition(".")[0].rpartition("-")
+    made: dict[str, object] = {
+        "name": name,
+        "service": service,
+        "replica": int(replica),
+        "rank": int(name.partition(".")[2] or 0),
+        "kind": service if service in ("etcd", "nats", "frontend") else "vllm",
+        "host": host,
+        "desired": "running",
+        "state": state,
+        "last_known_state": "ready" if state == "unknown" else state,
+        "cordoned": False,
+        "run": f"{name}@7f3k",
+        "pid": 41200 if state in ("starting", "ready", "draining", "stopping", "stuck") else None,
+        "sid": 41200,
+        "gpus": [],
+        "ports": {},
+        "restarts": 0,
+        "since": NOW - 7200,
+        "next_attempt_at": None,
+        "last_exit": None,
+        "reason": "",
+    }
+    made["gpus"] = [{"index": n, "uuid": f"GPU-{n}", "proof": "proved"} for n in more.pop("gpus", ())]  # type: ignore[attr-defined]
+    return made | more  # type: ignore[return-value]
+
+
+def service(name: str, wanted: int, serving: int, reason: str = "", kind: str = "vllm") -> ServiceStatus:
+    kind = name if name in ("etcd", "nats", "frontend") else kind
+    return {"name": name, "kind": kind, "wanted": wanted, "ready": serving, "serving": serving, "reason": reason}
+
+
+def host(name: str, state: str = "up", ago: float = 1, reason: str = "") -> HostStatus:
+    made: HostStatus = {"name": name, "state": state, "asof": NOW - ago, "boot_id": "b", "gpus": []}
+    return made | {"reason": reason} if reason else made  # type: ignore[return-value]
+
+
+def exited(code: int | None, cause: str = "", ago: float = 180, signal: int | None = None) -> ExitStatus:
+    return {"code": code, "signal": signal, "cause": cause, "at": NOW - ago}
+
+
+def status(
+    services: Iterable[ServiceStatus] = (),
+    processes: Iterable[ProcessStatus] = (),
+    hosts: Iterable[HostStatus] = (),
+    *,
+    controller: bool = True,
+) -> Status:
+    made: Status = {
+        "deployment": "lab",
+        "endpoints": ["http://10.1.0.11:8000"],
+        "verdict": "",
+        "ready": False,
+        "controller": {"pid": 4711, "version": "0.1.0", "since": NOW - 90000} if controller else None,
+        "asof": NOW,
+        "services": list(services),
+        "processes": list(processes),
+        "hosts": list(hosts) or [host("gpu01"), host("gpu02")],
+    }
+    if not controller:
+        made["controller_gone_since"] = NOW - 180
+    return made
+
+
+BASE = (process("etcd-0", ports={"client": 2379, "peer": 2380}), process("frontend-0", ports={"http": 8000}))
+BASE_SERVICES = (service("etcd", 1, 1), service("frontend", 1, 1))
+QWEN = tuple(
+    process(
+        f"qwen-{n}",
+        host=f"gpu0{1 + n // 2}",
+        gpus=(n % 2 * 2, n % 2 * 2 + 1),
+        ports={"system": 18000 + n},
+        pid=41210 + n,
+    )
+    for n in range(4)
+)
+OOM = "CUDA out of memory"
+OOM_TAIL = [
+    "INFO 03-01 12:03:01 [gpu_worker.py:298] Available KV cache memory: -1.27 GiB",
+    "ERROR 03-01 12:03:02 [core.py:708] EngineCore failed to start.",
+    "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 1.50 GiB.",
+]
+
+
+def all_ready(*, controller: bool = True) -> Status:
+    return status((*BASE_SERVICES, service("qwen", 4, 4)), (*BASE, *QWEN), controller=controller)
+
+
+def starting() -> Status:
+    loads = [
+        process("qwen-0", since=NOW - 2),
+        process("qwen-1", "starting", since=NOW - 41, stage="loading weights", gpus=(2, 3)),
+        process("qwen-2", "starting", "gpu02", since=NOW - 41, stage="loading weights", gpus=(0, 1)),
+        process("qwen-3", "starting", "gpu02", since=NOW - 6, stage="registered, not proven", gpus=(2, 3)),
+    ]
+    return status((*BASE_SERVICES, service("qwen", 4, 1)), (*BASE, *loads))
+
+
+def degraded(*, controller: bool = True) -> Status:
+    tired = process(
+        "qwen-2", "backoff", "gpu02", gpus=(0, 1), restarts=2, since=NOW - 12, next_attempt_at=NOW + 8,
+        last_exit=exited(None, "", 12, 9), reason="lost its GPU process",
+    )  # fmt: skip
+    crash = [
+        process(
+            f"big-decode-0.{rank}", "failed", f"gpu0{rank + 1}", gpus=range(4, 8), restarts=5, since=NOW - 180,
+            last_exit=exited(1, OOM, 181), reason="crash loop: 5 restarts in 10 min",
+            log_tail=OOM_TAIL if not rank else [],
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    services = (
+        service("qwen", 4, 3), service("big-prefill", 2, 2), service("big-decode", 1, 0, "crash loop"),
+    )  # fmt: skip
+    prefill = [process(f"big-prefill-{n}", host="gpu03", gpus=(n,)) for n in range(2)]
+    everything = (*BASE, *QWEN[:2], tired, QWEN[3], *prefill, *crash)
+    hosts = (host("gpu01"), host("gpu02"), host("gpu03"))
+    return status((*BASE_SERVICES, *services), everything, hosts, controller=controller)
+
+
+def silent_host() -> Status:
+    lost = [dict(p) | {"state": "unknown", "last_known_state": "ready", "since": NOW - 300} for p in QWEN[2:]]
+    hosts = (host("gpu01"), host("gpu02", "silent", 300, "no route to host"))
+    return status((*BASE_SERVICES, service("qwen", 4, 2)), (*BASE, *QWEN[:2], *lost), hosts)  # type: ignore[arg-type]
+
+
+def all_silent() -> Status:
+    lost = [dict(p) | {"state": "unknown", "last_known_state": "ready", "since": NOW - 300} for p in (*BASE, *QWEN)]
+    hosts = (host("gpu01", "silent", 300), host("gpu02", "silent", 300))
+    services = (service("etcd", 1, 0), service("frontend", 1, 0), service("qwen", 4, 0))
+    return status(services, lost, hosts)  # type: ignore[arg-type]
+
+
+def stopping() -> Status:
+    gone = [dict(p) | {"state": "stopped", "desired": "stopped"} for p in (*BASE, *QWEN[:3])]
+    held = dict(QWEN[3]) | {
+        "state": "stuck", "desired": "stopped", "since": NOW - 60,
+        "reason": "pid 41213 in state D (nvidia_uvm) ignores SIGKILL",
+    }  # fmt: skip
+    services = (service("etcd", 0, 0), service("frontend", 0, 0), service("qwen", 0, 0))
+    return status(services, [*gone, held])  # type: ignore[list-item]
+
+
+def stopped() -> Status:
+    gone = [dict(p) | {"state": "stopped", "desired": "stopped", "pid": None} for p in (*BASE, *QWEN)]
+    return status((service("etcd", 0, 0), service("qwen", 0, 0)), gone, controller=False)  # type: ignore[arg-type]
+
+
+def no_frontend() -> Status:
+    door = process("frontend-0", "failed", restarts=5, since=NOW - 30, last_exit=exited(0, "", 31), reason="crash loop")
+    services = (service("etcd", 1, 1), service("frontend", 1, 0), service("qwen", 4, 4))
+    return status(services, (BASE[0], door, *QWEN))

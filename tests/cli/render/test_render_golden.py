@@ -1,0 +1,158 @@
+"""What operators see, word for word, in golden/. NORAY_GOLDEN=write rewrites it: then read the diff."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from render_snapshots import (
+    BASE,
+    NOW,
+    OOM,
+    OOM_TAIL,
+    QWEN,
+    all_ready,
+    all_silent,
+    degraded,
+    exited,
+    no_frontend,
+    process,
+    service,
+    silent_host,
+    starting,
+    status,
+    stopped,
+    stopping,
+)
+
+from supervisor.cli.render import CTRL_C, Look, PlanRow, Progress, show_plan, show_status, show_why
+from supervisor.core.snapshot import Status
+
+GOLDEN = Path(__file__).parent / "golden"
+TERMINAL = Look(width=100)
+PIPE = Look()
+
+
+def frames() -> Iterator[tuple[Status, float]]:
+    """An `up` in which one worker never comes."""
+
+    def services(etcd: int, frontend: int, qwen: int) -> list[object]:
+        return [service("etcd", 1, etcd), service("frontend", 1, frontend), service("qwen", 2, qwen)]
+
+    def at(ago: float, counts: tuple[int, int, int], *processes: object) -> tuple[Status, float]:
+        return {**status(services(*counts), processes), "asof": NOW - ago}, NOW - ago  # type: ignore[arg-type, typeddict-item]
+
+    etcd, frontend = process("etcd-0", since=NOW - 39.6), process("frontend-0", since=NOW - 37.5)
+    yield at(
+        40, (0, 0, 0), process("etcd-0", "starting", since=NOW - 40), process("frontend-0", "pending", since=NOW - 40),
+        *(process(f"qwen-{n}", "pending", f"gpu0{n + 1}", since=NOW - 40) for n in range(2)),
+    )  # fmt: skip
+    yield at(
+        39, (1, 0, 0), etcd, process("frontend-0", "starting", since=NOW - 39.9, stage="importing"),
+        *(process(f"qwen-{n}", "starting", f"gpu0{n + 1}", since=NOW - 39.9, stage="importing") for n in range(2)),
+    )  # fmt: skip
+    yield at(
+        30, (1, 1, 0), etcd, frontend, process("qwen-0", "starting", since=NOW - 39.9, stage="loading weights"),
+        process(
+            "qwen-1", "backoff", "gpu02", since=NOW - 30, restarts=1, next_attempt_at=NOW - 26,
+            last_exit=exited(1, OOM, 30),
+        ),
+    )  # fmt: skip
+    last = (
+        etcd, frontend, process("qwen-0", since=NOW - 12),
+        process(
+            "qwen-1", "failed", "gpu02", gpus=(0,), since=NOW - 11, restarts=2, last_exit=exited(1, OOM, 11),
+            log_tail=OOM_TAIL,
+        ),
+    )  # fmt: skip
+    yield at(11, (1, 1, 1), *last)
+    yield at(10, (1, 1, 1), *last)
+
+
+def progress(*, terminal: bool) -> str:
+    p = Progress(terminal=terminal)
+    written = [p.update(s, now, width=100) for s, now in frames()]
+    written.append(p.say(CTRL_C, NOW, width=100))
+    return "".join(f"{piece}---\n" for piece in written).replace("\x1b", "ESC") if terminal else "".join(written)
+
+
+def down() -> str:
+    """A `down` as its last block on a terminal, something having refused to die."""
+    p = Progress(terminal=True)
+    p.say(CTRL_C, NOW, width=100)
+    leaving = [{**p, "desired": "stopped", "state": "draining", "since": NOW - 9} for p in QWEN]
+    quiet = [service(name, 0, 0) for name in ("etcd", "frontend", "qwen")]
+    written = p.update(status(quiet, (*BASE, *leaving)), NOW, width=100)  # type: ignore[arg-type]
+    return (written + p.update(stopping(), NOW, width=100) + p.update(stopped(), NOW, width=100)).replace("\x1b", "ESC")
+
+
+def vllm(name: str, host: str, length: str = "8192", token: str = "hf_supersecret") -> PlanRow:
+    argv = ["python", "-m", "dynamo.vllm", "--model", "/models/Qwen3-0.6B", "--tensor-parallel-size", "2"]
+    argv += ["--kv-transfer-config", '{"kv_connector":"NixlConnector"}', "--max-model-len", length]
+    env = {
+        "HF_TOKEN": token,
+        "CUDA_VISIBLE_DEVICES": "GPU-1,GPU-2",
+        "NOTE": "two\nlines",
+        "URL": f"http://u:{token}@hub",
+    }
+    return {
+        "process": name, "host": host, "kind": "vllm", "gpus": [0, 1], "ports": {"system": 0}, "argv": argv, "env": env,
+    }  # fmt: skip
+
+
+ETCD: PlanRow = {
+    "process": "etcd-0",
+    "host": "gpu01",
+    "kind": "etcd",
+    "gpus": [],
+    "ports": {"client": 2379, "peer": 2380},
+    "argv": ["etcd", "--name", "etcd-0", "--listen-client-urls", "http://10.1.0.11:2379"],
+    "env": {"HOME": "/home/ubuntu"},
+}
+PLAN = [ETCD, vllm("qwen-0", "gpu01"), vllm("qwen-1", "gpu02")]
+RUNNING = [ETCD, vllm("qwen-0", "gpu01", "4096", "hf_oldsecret"), vllm("tiny-0", "gpu02")]
+SECRETS = {"HF_TOKEN"}
+
+CASES: dict[str, Callable[[], str]] = {
+    f"{verb}-{snapshot.__name__}": lambda show=show, snapshot=snapshot: show(snapshot(), TERMINAL)  # type: ignore[misc]
+    for verb, show in (("status", show_status), ("why", show_why))
+    for snapshot in (all_ready, starting, degraded, silent_host, all_silent, stopping, stopped, no_frontend)
+}
+CASES |= {
+    "status-piped": lambda: show_status(degraded(), PIPE),
+    "status-narrow": lambda: show_status(degraded(), Look(60)),
+    "status-colour": lambda: show_status(degraded(), Look(100, colour=True)).replace("\x1b", "ESC"),
+    "status-no-controller": lambda: show_status(all_ready(controller=False), TERMINAL),
+    "status-all": lambda: show_status(degraded(), Look(140), all=True),
+    "status-all-narrow": lambda: show_status(degraded(), Look(72), all=True),
+    "why-no-controller": lambda: show_why(degraded(controller=False), TERMINAL),
+    "why-process": lambda: show_why(degraded(), TERMINAL, "qwen-2"),
+    "why-process-fine": lambda: show_why(degraded(), TERMINAL, "qwen-0"),
+    "why-model": lambda: show_why(degraded(), TERMINAL, "big"),
+    "why-service-starting": lambda: show_why(starting(), TERMINAL, "qwen"),
+    "why-host": lambda: show_why(silent_host(), TERMINAL, "gpu02"),
+    "why-unplaced": lambda: show_why(
+        status([service("qwen", 4, 2, "no host has 2 free GPUs")], (*BASE, *QWEN[:2])), TERMINAL
+    ),
+    "progress-piped": lambda: progress(terminal=False),
+    "progress-down": down,
+    "progress-terminal": lambda: progress(terminal=True),
+    "plan": lambda: show_plan(PLAN, TERMINAL, secrets=SECRETS),
+    "plan-verbose-difference": lambda: show_plan(PLAN, TERMINAL, verbose=True, secrets=SECRETS, running=RUNNING),
+    "plan-no-difference": lambda: show_plan(PLAN, TERMINAL, secrets=SECRETS, running=PLAN),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_golden(name: str) -> None:
+    shown, file = CASES[name](), GOLDEN / f"{name}.txt"
+    if os.environ.get("NORAY_GOLDEN") == "write":
+        GOLDEN.mkdir(exist_ok=True)
+        file.write_text(shown, encoding="utf-8")
+    assert shown == file.read_text(encoding="utf-8")
+
+
+def test_no_golden_file_is_left_over() -> None:
+    assert {file.stem for file in GOLDEN.iterdir()} == set(CASES)
