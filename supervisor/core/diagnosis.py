@@ -6,7 +6,7 @@ import enum
 import re
 from dataclasses import dataclass
 
-from .facts import Exit
+from .exit import Exit
 
 
 class Retry(enum.StrEnum):

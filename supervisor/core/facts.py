@@ -6,6 +6,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from .exit import Exit
 from .wanted import Wanted
 
 
@@ -16,28 +17,6 @@ class Phase(enum.StrEnum):
     ENDED = "ended"  # the leader is gone, its tree is not
     STUCK = "stuck"  # SIGKILL did not end the tree within its deadline
     GONE = "gone"  # the tree is proven empty, its claims have fallen
-
-
-@dataclass(frozen=True, slots=True)
-class Exit:
-    """How a leader ended. `code` and `signal` are both None where nobody could know (its keeper had died)."""
-
-    code: int | None
-    signal: int | None
-    at_ms: int  # wall clock of the host
-    asked: bool
-    cause: str = ""  # a word for refusals (held, port, missing, exec, start), else a sentence or nothing
-    message: str = ""
-    fenced_ms: int | None = None  # when its keeper took it out of routing
-
-    def __str__(self) -> str:
-        if self.message:
-            return self.message
-        if self.signal is not None:
-            return f"killed by signal {self.signal}"
-        if self.code is not None:
-            return f"exit code {self.code}"
-        return self.cause or "exit code unknown"
 
 
 @dataclass(frozen=True, slots=True)

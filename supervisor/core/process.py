@@ -21,7 +21,8 @@ from dataclasses import dataclass, field, replace
 
 from .actions import Action, Spawn, Stop, TellFence, Unwatch, WakeAt, Watch
 from .diagnosis import diagnose
-from .facts import Exit, Phase, Probed, RunState
+from .exit import Exit
+from .facts import Phase, Probed, RunState
 from .restart import Again, GiveUp
 from .wanted import Wanted
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from .facts import Exit
+from .exit import Exit
 from .fleet import NOT_YET_ASKED, Fleet, Host
 from .process import Process, State
 from .snapshot import ControllerStatus, ExitStatus, GpuStatus, HostStatus, ProcessStatus, ServiceStatus, Status

@@ -191,9 +191,7 @@ def wanted(status: Status) -> bool:
     leaving = any(p["desired"] != "running" for p in remaining(status))
     if served and leaving and not any(m.wanted for m in served):
         return False
-    return any(s["wanted"] > 0 for s in status["services"]) or any(
-        p["desired"] == "running" for p in status["processes"]
-    )
+    return any(s["wanted"] > 0 for s in status["services"]) or any(p["desired"] == "running" for p in status["processes"])
 
 
 def remaining(status: Status) -> list[ProcessStatus]:

@@ -374,9 +374,7 @@ def _file_leak(path: str, inside: int, ours: bool) -> Leak:
     elif stat.S_ISREG(seen.st_mode):
         what = f"{seen.st_size} bytes"
     else:
-        what = {stat.S_IFLNK: "link", stat.S_IFSOCK: "socket", stat.S_IFIFO: "pipe"}.get(
-            stat.S_IFMT(seen.st_mode), "special"
-        )
+        what = {stat.S_IFLNK: "link", stat.S_IFSOCK: "socket", stat.S_IFIFO: "pipe"}.get(stat.S_IFMT(seen.st_mode), "special")
     return Leak("file", path, f"leaked file {path} ({what}, user {seen.st_uid})", ours)
 
 

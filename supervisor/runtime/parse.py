@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from supervisor.core.facts import Exit, Phase, RunState
+from supervisor.core.exit import Exit
+from supervisor.core.facts import Phase, RunState
 from supervisor.plan.launch import HostFacts
 
 
