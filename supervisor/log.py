@@ -8,7 +8,13 @@ import sys
 import structlog
 
 
+def quiet() -> None:
+    """For verbs: a passing controller's transitions are shown by the verb itself, or not at all."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+
+
 def configure(verbose: bool = False) -> None:
+    """For a controller."""
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,

@@ -1,4 +1,4 @@
-"""`noray serve`: be the controller. SIGTERM ends only the controller: what runs goes on, unhealed, until the next one adopts it."""
+"""`noray serve`: be the controller. SIGTERM ends only that: what runs goes on, unhealed, until the next one adopts it."""
 
 from __future__ import annotations
 

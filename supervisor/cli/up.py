@@ -65,7 +65,7 @@ async def _start(state: StateDir, files: Files) -> None:
     env = {key: value for key, value in os.environ.items() if key != "NORAY_INVENTORY"}
     with state.log.open("ab") as log:
         begun = log.tell()
-        child = subprocess.Popen(
+        child = subprocess.Popen(  # noqa: ASYNC220 - it outlives this event loop, which would otherwise own it
             argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/", env=env
         )
     with anyio.move_on_after(START_S):

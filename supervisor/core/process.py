@@ -5,7 +5,7 @@ whatever brings the state nearer to the wish. There is at most one run at a time
 in which the last is proven gone. A run that ends is always first STOPPING (its tree is being ended) and only by `Gone` becomes
 anything else. UNKNOWN means its host is silent: nothing is concluded and nothing done until the host says what is.
 
-    PENDING ──spawn──► STARTING ──probed──► READY ──┐ ended                      (any state) ──host lost──► UNKNOWN
+    PENDING ──spawn──► STARTING ──probed──► READY ──┐ ended                  (any state) ──host lost──► UNKNOWN
        ▲                  │ ended                   ▼                            UNKNOWN ──host found──► what the host says
        └──── BACKOFF ◄─── STOPPING ◄─────────── DRAINING ◄── wish down
                FAILED ◄──────┤ gone
@@ -126,7 +126,7 @@ def running_while_stopping(process: Process, body: Body, now_s: float) -> Step:
 def ended(process: Process, body: Body, now_s: float) -> Step:
     assert isinstance(body, RunState)
     process = replace(process, seen=body, last_exit=body.exit, last_known=None, proven=False, instance="")
-    return to(process, State.STOPPING, f"{body.exit}; ending what it left behind", now_s), (Unwatch(process.wanted.name),)
+    return to(process, State.STOPPING, "ending what it left behind", now_s), (Unwatch(process.wanted.name),)
 
 
 def stuck(process: Process, body: Body, now_s: float) -> Step:
