@@ -43,7 +43,7 @@ class LaunchSpec:
 
 
 def flags(args: Mapping[str, object]) -> tuple[str, ...]:
-    """Engine flags from snake_case keys: true -> --x, false -> --no-x, mapping -> one JSON word, list -> repeated words."""
+    """Engine flags from snake_case keys: true: --x, false: --no-x, mapping: one JSON word, list: repeated words."""
     import json
 
     words: list[str] = []
