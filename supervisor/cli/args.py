@@ -50,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("-f", "--follow", action="store_true", help="go on, over restarts, until Ctrl-C (which touches nothing)")
     verb.add_argument("-n", "--lines", type=int, default=50, help="how many of the last lines (default 50)")
     verb.add_argument("--previous", action="store_true", help="of the run before the last")
+    verb.add_argument("--first-failure", action="store_true", help="of the first run on record that failed")
     verb.add_argument("--run", dest="which_run", metavar="RUN", help="of this run")
     _json(verb)
 

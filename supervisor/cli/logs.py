@@ -66,7 +66,7 @@ async def _tail(
     args: argparse.Namespace, deployment: str, name: str, transport: Transport, prefixed: bool, failed: list[str]
 ) -> None:
     asked = {
-        "deployment": deployment, "process": name, "run": args.which_run, "which": "previous" if args.previous else "last",
+        "deployment": deployment, "process": name, "run": args.which_run, "which": _which(args),
         "bytes": args.lines * BYTES_PER_LINE, "follow": args.follow,
     }  # fmt: skip
     printer = Printer(name, prefixed, args.json, args.lines)
@@ -85,6 +85,10 @@ async def _tail(
         printer.finish()
         failed.append(name)
         write(f"{name}: {error}\n")
+
+
+def _which(args: argparse.Namespace) -> str:
+    return "previous" if args.previous else "first_failure" if args.first_failure else "last"
 
 
 class Printer:

@@ -85,8 +85,7 @@ async def _apply(state: StateDir, files: Files, yes: bool) -> bool:
             found = item.get("changes")
             changes = found if isinstance(found, list) else []
         if not changes:
-            write(f"a controller (pid {client.pid}) runs exactly this already\n")
-            return True
+            write(f"a controller (pid {client.pid}) runs exactly this already; what had failed is tried again\n")
         for change in changes:
             write(f"  {change['what']:8} {change['process']}  ({change['why']})\n")
         restarts = sum(change["what"] != "start" for change in changes)

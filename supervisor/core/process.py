@@ -138,8 +138,8 @@ def gone(process: Process, body: Body, now_s: float) -> Step:
     """The tree is proven empty: the only way to a next run."""
     assert isinstance(body, RunState)
     last = body.exit or Exit(None, None, 0, False, "no record of its end")
-    process = replace(process, seen=body, last_exit=last, tail=body.tail or process.tail, last_known=None, instance="", stage="",
-                      proven=False, spawnable=False, progress=-1)  # fmt: skip
+    process = replace(process, seen=body, last_exit=last, tail=body.tail or process.tail, last_known=None)
+    process = replace(process, instance="", stage="", proven=False, spawnable=False, progress=-1)
     unwatch = Unwatch(process.wanted.name)
     if not process.up:
         return to(process, State.STOPPED, "", now_s), (unwatch,)
@@ -164,8 +164,8 @@ def probed(process: Process, body: Body, now_s: float) -> Step:
     actions: tuple[Action, ...] = ()
     if body.instance and body.instance != process.instance:
         actions = (TellFence(process.wanted.host, process.run, body.instance),)
-    process = replace(process, stage=body.stage, proven=process.proven or body.proven, instance=body.instance or process.instance,
-                      progress=body.progress, progress_s=now_s if moved else process.progress_s)  # fmt: skip
+    process = replace(process, stage=body.stage, proven=process.proven or body.proven, progress=body.progress)
+    process = replace(process, instance=body.instance or process.instance, progress_s=now_s if moved else process.progress_s)
     if body.ready:
         return to(replace(process, was_ready=True), State.READY, "" if process.proven else body.stage, now_s), actions
     wake = (

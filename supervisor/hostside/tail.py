@@ -1,6 +1,7 @@
 """Stream one process's log over a channel of its own, so that no log line ever stands before a crash notice.
 
-Asked by one line: {"deployment", "process", "run": id or null, "which": "last" | "previous", "bytes", "follow"}.
+Asked by one line: {"deployment", "process", "run": id or null, "which", "bytes", "follow"}, where which is "last",
+"previous" or "first_failure".
 Answers {"run", "offset", "data"} pieces (data: latin-1, byte for byte), {"gap": n} where bytes were rotated away, {"end": why}.
 Following crosses restarts: when a newer run of the process appears, its log goes on where the old one ended.
 """
@@ -22,6 +23,8 @@ LOOK_S = 0.1
 def main(base: str) -> int:
     asked = _read_line()
     names = subdirectories(os.path.join(base, "runs", asked["deployment"], asked["process"]))
+    if asked.get("which") == "first_failure":
+        names = [n for n in names if _failed(Run(base, asked["deployment"], asked["process"], n))][:1]
     name = _choose(names, asked.get("run"), asked.get("which", "last"))
     if name is None:
         _say({"end": "there is no such run of %s on this host" % asked["process"]})
@@ -45,6 +48,11 @@ def main(base: str) -> int:
     while os.read(0, PIECE):
         pass
     return 0
+
+
+def _failed(run: Run) -> bool:
+    ended = run.record("exit.json")
+    return ended is not None and not ended["asked"]
 
 
 def _choose(names: List[str], run: Optional[str], which: str) -> Optional[str]:

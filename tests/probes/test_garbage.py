@@ -32,9 +32,7 @@ KEYS = [
     "endpoint", "instance_id", "transport", "tcp", "message",
 ]
 # fmt: on
-SCALARS = (
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["10.0.0.1:1/2/x", "ready"])
-)
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["10.0.0.1:1/2/x", "ready"])
 JSON = st.recursive(
     SCALARS,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS) | st.text(), inner, max_size=5),

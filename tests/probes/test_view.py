@@ -103,7 +103,5 @@ def test_another_request_plane_has_no_address() -> None:
 
 
 def test_ids_beyond_2_to_53_stay_exact() -> None:
-    body = json.dumps(
-        {"instances": [{"namespace": "n", "component": "c", "endpoint": "e", "instance_id": 2**63 - 1}]}
-    ).encode()
+    body = json.dumps({"instances": [{"namespace": "n", "component": "c", "endpoint": "e", "instance_id": 2**63 - 1}]}).encode()
     assert {i.instance_id for i in instances(200, body).instances} == {2**63 - 1}

@@ -86,9 +86,7 @@ def test_sections_left_blank_are_their_defaults() -> None:
 
 def test_what_is_said_arrives() -> None:
     d = parsed(
-        model(
-            "hosts: [gpu02]\n    replicas: 0\n    args: {a: null, b: {c: [1, 2.5]}, d: true}\n    extra_args: [-x, '1']"
-        )
+        model("hosts: [gpu02]\n    replicas: 0\n    args: {a: null, b: {c: [1, 2.5]}, d: true}\n    extra_args: [-x, '1']")
         + "frontend: {host: gpu02, bind: 10.1.0.11}\netcd: {port: 9000}\nenv: {A: b}\n"
     )
     assert d.etcd is not None
@@ -149,8 +147,7 @@ def test_what_is_parsed_does_not_change(change: tuple[str, Any]) -> None:
         (model("env: {A: 1}"), f"6:14: models[0].env.A: found an integer, allowed: {TEXT}"),
         (
             model("env: {A B: x}"),
-            "6:11: models[0].env: found the key 'A B', allowed: a variable name of A-Z a-z 0-9 _,"
-            " not starting with a digit",
+            "6:11: models[0].env: found the key 'A B', allowed: a variable name of A-Z a-z 0-9 _, not starting with a digit",
         ),
         (
             model("served_as: a b"),
@@ -195,8 +192,7 @@ def test_wrong_values(text: str, error: str) -> None:
         ),
         (
             top("model: 3"),
-            "6:1: unknown key 'model', did you mean 'models'?;"
-            " allowed: discovery, env, etcd, frontend, models, name, planes",
+            "6:1: unknown key 'model', did you mean 'models'?; allowed: discovery, env, etcd, frontend, models, name, planes",
         ),
         (top("planes: {zzz: 1}"), "6:10: planes: unknown key 'zzz'; allowed: event, request"),
         (model("name: b"), "6:5: models[0]: duplicate key 'name' (first on line 3), allowed: each key once"),
@@ -301,9 +297,7 @@ def test_host_is_short_for_hosts_and_excludes_it() -> None:
     ],
 )
 def test_names_are_plain(yaml: str, shown: str) -> None:
-    assert deployment_errors(GOOD.replace("qwen", yaml)) == [
-        f"d.yaml:3:11: models[0].name: found {shown}, allowed: {NAME}"
-    ]
+    assert deployment_errors(GOOD.replace("qwen", yaml)) == [f"d.yaml:3:11: models[0].name: found {shown}, allowed: {NAME}"]
     assert deployment_errors(GOOD.replace("lab", yaml)) == [f"d.yaml:1:7: name: found {shown}, allowed: {NAME}"]
 
 

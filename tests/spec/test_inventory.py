@@ -103,8 +103,7 @@ def host(keys: str) -> str:
         ("defaults: {}\n", "1:1: hosts: missing, allowed: a mapping with at least one entry"),
         (
             "hosts:\n  a:\n",
-            "2:3: hosts.a.python: missing, allowed: the absolute path of the host's Python interpreter,"
-            " here or in defaults",
+            "2:3: hosts.a.python: missing, allowed: the absolute path of the host's Python interpreter, here or in defaults",
         ),
         ("hosts:\n  A_b: {python: /p}\n", f"2:3: hosts: found the key 'A_b', allowed: {NAME}"),
         (
@@ -113,8 +112,7 @@ def host(keys: str) -> str:
         ),
         (
             "hosts:\n  etcd: {python: /p}\n",
-            "2:3: hosts.etcd: found the name of the service etcd,"
-            " allowed: another name (its own goes to the key address)",
+            "2:3: hosts.etcd: found the name of the service etcd, allowed: another name (its own goes to the key address)",
         ),
         (
             "hosts:\n  frontend-1: {python: /p}\n",
@@ -179,9 +177,7 @@ def test_a_secrets_file_is_found_beside_the_inventory(tmp_path: Path) -> None:
     secrets = tmp_path / "secrets.env"
     secrets.write_text("TOKEN=hunter2\n")
     secrets.chmod(0o600)
-    inventory = parse_inventory(
-        "defaults: {env_file: secrets.env}\nhosts: {a: {transport: local}}", tmp_path / "h.yaml"
-    )
+    inventory = parse_inventory("defaults: {env_file: secrets.env}\nhosts: {a: {transport: local}}", tmp_path / "h.yaml")
     assert inventory.hosts["a"].env_file == secrets
     assert "hunter2" not in repr(inventory)
 

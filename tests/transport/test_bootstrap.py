@@ -76,9 +76,7 @@ async def test_an_interpreter_a_shell_would_look_at_is_refused(host: RealHost, p
 
 
 async def test_words_before_the_marker_are_kept(host: RealHost, tmp_path: Path) -> None:
-    chatty = script(
-        tmp_path / "chatty", f'echo Welcome; head -c 9000 /dev/zero; printf bye; exec {sys.executable} "$@"'
-    )
+    chatty = script(tmp_path / "chatty", f'echo Welcome; head -c 9000 /dev/zero; printf bye; exec {sys.executable} "$@"')
     channel = await host.but(python=chatty).transport().open("echo", 20)
     assert channel.preamble.endswith("\0bye")
     assert len(channel.preamble) <= 4096
@@ -95,9 +93,7 @@ async def test_many_complaints_do_not_stop_a_program(host: RealHost) -> None:
 async def test_a_program_killed_on_the_host(host: RealHost) -> None:
     channel = await host.transport().open("killed", 20)
     await channel.send({})
-    assert re.search(
-        "host program on gpu01 (was killed by SIGKILL|ended with exit code 137)", (await end_of(channel))[1]
-    )
+    assert re.search("host program on gpu01 (was killed by SIGKILL|ended with exit code 137)", (await end_of(channel))[1])
 
 
 async def test_a_program_whose_child_holds_the_line(host: RealHost) -> None:

@@ -40,18 +40,14 @@ async def test_an_unknown_host_key_is_shown(ssh: RealHost, ssh_server: Sshd, tmp
     known_hosts.touch()
     unknown = ssh.but(known_hosts=known_hosts)
     refused = await refusal(unknown)
-    assert f"gpu01 shows the host key {fingerprint(ssh_server.host_key)}, which {known_hosts} does not know" == str(
-        refused
-    )
+    assert f"gpu01 shows the host key {fingerprint(ssh_server.host_key)}, which {known_hosts} does not know" == str(refused)
 
     # The hint is the line to add, as it stands.
     known_hosts.write_text(refused.hint.split("add to that file: ")[1] + "\n")
     await (await unknown.transport().open("echo", 20)).aclose()
 
 
-async def test_a_changed_host_key_is_shown_beside_the_pinned_one(
-    ssh: RealHost, ssh_server: Sshd, tmp_path: Path
-) -> None:
+async def test_a_changed_host_key_is_shown_beside_the_pinned_one(ssh: RealHost, ssh_server: Sshd, tmp_path: Path) -> None:
     new_key(tmp_path / "other")
     known_hosts = tmp_path / "known_hosts"
     public = (tmp_path / "other.pub").read_text()
@@ -90,9 +86,7 @@ async def test_no_ssh_config_switches_checks_off(ssh: RealHost, ssh_server: Sshd
     assert "does not know" in str(await refusal(bare.but(known_hosts=None)))
 
 
-async def test_a_jump_host_is_checked_as_well(
-    ssh: RealHost, ssh_server: Sshd, ssh_config: Path, tmp_path: Path
-) -> None:
+async def test_a_jump_host_is_checked_as_well(ssh: RealHost, ssh_server: Sshd, ssh_config: Path, tmp_path: Path) -> None:
     (tmp_path / "jump").mkdir()
     with Sshd(tmp_path / "jump", "127.0.0.8") as jump:
         ssh_config.write_text(alias(ssh_server, "gpu01", "ProxyJump gate") + alias(jump, "gate"))

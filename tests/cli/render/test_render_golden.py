@@ -133,9 +133,7 @@ CASES |= {
     "why-model": lambda: show_why(degraded(), TERMINAL, "big"),
     "why-service-starting": lambda: show_why(starting(), TERMINAL, "qwen"),
     "why-host": lambda: show_why(silent_host(), TERMINAL, "gpu02"),
-    "why-unplaced": lambda: show_why(
-        status([service("qwen", 4, 2, "no host has 2 free GPUs")], (*BASE, *QWEN[:2])), TERMINAL
-    ),
+    "why-unplaced": lambda: show_why(status([service("qwen", 4, 2, "no host has 2 free GPUs")], (*BASE, *QWEN[:2])), TERMINAL),
     "progress-piped": lambda: progress(terminal=False),
     "progress-down": down,
     "progress-terminal": lambda: progress(terminal=True),

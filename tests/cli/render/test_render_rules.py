@@ -81,11 +81,7 @@ def test_status_of_anything(s: Status, width: int | None, colour: bool, every: b
     shown = show_status(s, Look(width, colour), all=every)
     check(shown, width)
     first = bare(shown.split("\n")[0])
-    assert (
-        first.startswith(verdict(s))
-        if width is None
-        else fit(verdict(s), 12).startswith(first[: min(width, 7)].rstrip("…"))
-    )
+    assert first.startswith(verdict(s)) if width is None else fit(verdict(s), 12).startswith(first[: min(width, 7)].rstrip("…"))
 
 
 @many
@@ -95,9 +91,7 @@ def test_why_of_anything(s: Status, width: int | None) -> None:
     check(shown, width)
     if width is None:
         assert shown.split("\n")[0] == verdict(s)
-    for name in (
-        {p["name"] for p in s["processes"]} | {x["name"] for x in s["services"]} | {h["name"] for h in s["hosts"]}
-    ):
+    for name in {p["name"] for p in s["processes"]} | {x["name"] for x in s["services"]} | {h["name"] for h in s["hosts"]}:
         check(show_why(s, Look(width), name), width)
 
 
