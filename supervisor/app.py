@@ -65,7 +65,7 @@ class Controller:
         self.state, self.use = state, use
         self._files, self._plan = files, files.plan()
         self._since_s = time.time()
-        self.fleet = Fleet(observing=use is Use.OBSERVE, epoch_ms=int(time.time() * 1000), epoch_s=0.0)
+        self.fleet = Fleet(observing=use is not Use.SERVE, epoch_ms=int(time.time() * 1000), epoch_s=0.0)
         self._changed = anyio.Event()
         self._links: dict[str, HostLink] = {}
         self._secrets: dict[str, Mapping[str, str]] = {}
@@ -242,6 +242,9 @@ class Controller:
             if p.state not in (State.STOPPED, State.FAILED):
                 pid = f" (pid {p.seen.pid} on {p.wanted.host})" if p.seen and p.seen.pid else f" ({p.wanted.host})"
                 left.append(f"still running: {name}{pid}: {p.state}, {p.reason}")
+        for host in self.fleet.hosts.values():
+            if not host.up:
+                left.append(f"not known: what runs on {host.name}, which does not answer ({host.why})")
         return left
 
     async def _apply(self, args: Mapping[str, object]) -> AsyncIterator[Mapping[str, object]]:

@@ -44,8 +44,9 @@ class Fleet:
 
     @property
     def stopped(self) -> bool:
-        """Everything we could reach is down and proven gone."""
-        return self.stopping and not self.surplus and all(p.state in AT_REST for p in self.processes.values())
+        """Everything is down and proven gone, on hosts that all answered."""
+        answered = all(host.up for host in self.hosts.values())
+        return self.stopping and answered and not self.surplus and all(p.state in AT_REST for p in self.processes.values())
 
     @property
     def stuck_stopping(self) -> bool:
@@ -161,7 +162,7 @@ def _host_lost(fleet: Fleet, fact: HostLost, now_s: float) -> Result:
 
 
 def _stop_asked(fleet: Fleet, skip_drain: bool) -> Result:
-    fleet = replace(fleet, stopping=True, skip_drain=fleet.skip_drain or skip_drain)
+    fleet = replace(fleet, observing=False, stopping=True, skip_drain=fleet.skip_drain or skip_drain)
     if not skip_drain:
         return fleet, ()
     hurry: list[Action] = []
