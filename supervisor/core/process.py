@@ -97,6 +97,11 @@ def chance(run: str) -> float:
     return zlib.crc32(run.encode()) / 0xFFFFFFFF
 
 
+def patience_s(process: Process) -> float:
+    """How long its leader may take after SIGTERM, which is also its drain."""
+    return 0.0 if process.skip_drain else process.wanted.drain_s + process.wanted.term_s
+
+
 # --- handlers: <what> as a function of (process, body, now) ---------------------------------------------------------------
 
 
@@ -120,7 +125,9 @@ def running_while_stopping(process: Process, body: Body, now_s: float) -> Step:
     assert isinstance(body, RunState)
     draining = body.stop_step in (None, "term_leader")
     state = State.DRAINING if draining and process.state is not State.STOPPING else State.STOPPING
-    return to(replace(process, seen=body), state, process.reason, now_s), ()
+    # Its keeper does not know of the stop: the word was lost on its way, or with the keeper that had heard it.
+    again = () if body.asked else (Stop(process.wanted.host, process.run, patience_s(process)),)
+    return to(replace(process, seen=body), state, process.reason, now_s), again
 
 
 def ended(process: Process, body: Body, now_s: float) -> Step:
@@ -261,9 +268,8 @@ def settle(process: Process, now_s: float, new_run: Callable[[], str]) -> Step:
     name, host = process.wanted.name, process.wanted.host
     outdated = process.seen is not None and process.seen.launch_hash not in ("", process.wanted.launch_hash)
     if process.state in (State.STARTING, State.READY) and (not process.up or outdated):
-        term_s = 0.0 if process.skip_drain else process.wanted.drain_s + process.wanted.term_s
         reason = "its definition changed" if process.up else "asked to stop"
-        return to(process, State.DRAINING, reason, now_s), (Unwatch(name), Stop(host, process.run, term_s))
+        return to(process, State.DRAINING, reason, now_s), (Unwatch(name), Stop(host, process.run, patience_s(process)))
     if process.state in (State.PENDING, State.BACKOFF) and not process.up:
         return to(replace(process, next_attempt_s=None), State.STOPPED, "", now_s), ()
     if process.state is State.PENDING and process.up and process.spawnable:
