@@ -175,10 +175,9 @@ def probed(process: Process, body: Body, now_s: float) -> Step:
     process = replace(process, instance=body.instance or process.instance, progress_s=now_s if moved else process.progress_s)
     if body.ready:
         return to(replace(process, was_ready=True), State.READY, "" if process.proven else body.stage, now_s), actions
-    wake = (
-        () if process.state is State.STARTING else (WakeAt(process.wanted.name, process.run, now_s + process.wanted.stall_s),)
-    )
-    return to(process, State.STARTING, body.stage, now_s), (*actions, *wake)
+    if process.state is not State.STARTING:
+        actions += (WakeAt(process.wanted.name, process.run, now_s + process.wanted.stall_s),)
+    return to(process, State.STARTING, "", now_s), actions
 
 
 def stalled(process: Process, body: Body, now_s: float) -> Step:
