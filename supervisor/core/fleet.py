@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from .actions import Action, Stop
 from .facts import Due, Fact, HostFound, HostLost, Phase, Planned, Probed, RunState, StopAsked, Told
-from .process import AT_REST, Body, Event, Process, State, at_rest, settle, step
+from .process import AT_REST, WAITING, Body, Event, Process, State, at_rest, settle, step
 from .wanted import Wanted
 
 BASE32 = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's: sorts like the numbers it stands for
@@ -161,7 +161,7 @@ def _host_lost(fleet: Fleet, fact: HostLost, now_s: float) -> Result:
 
 
 def _stop_asked(fleet: Fleet, skip_drain: bool) -> Result:
-    fleet = replace(fleet, stopping=True, skip_drain=fleet.skip_drain or skip_drain)
+    fleet = replace(fleet, observing=False, stopping=True, skip_drain=fleet.skip_drain or skip_drain)
     if not skip_drain:
         return fleet, ()
     hurry: list[Action] = []
@@ -193,13 +193,16 @@ def _settle_all(fleet: Fleet, now_s: float) -> Result:
 
 
 def _lower_next_rank(fleet: Fleet) -> Fleet:
-    """While stopping: wish down the lowest rank that is not at rest. Who cannot be reached holds nobody up."""
+    """While stopping: wish down the lowest rank that is not at rest. Who cannot be reached holds nobody up.
+
+    What has no run at the moment is wished down at once, whatever its rank: a stop starts nothing.
+    """
     if not fleet.stopping:
         return fleet
     waiting = {p.wanted.stop_rank for p in fleet.processes.values() if p.state not in {*AT_REST, State.UNKNOWN, State.STUCK}}
     lowest = min(waiting, default=None)
     processes = {
-        name: replace(p, up=False) if lowest is None or p.wanted.stop_rank <= lowest else p
+        name: replace(p, up=False) if lowest is None or p.wanted.stop_rank <= lowest or p.state in WAITING else p
         for name, p in fleet.processes.items()
     }
     return replace(fleet, processes=processes)

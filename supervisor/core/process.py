@@ -42,6 +42,7 @@ class State(enum.StrEnum):
 
 LIVE = {State.STARTING, State.READY, State.DRAINING, State.STOPPING, State.STUCK}  # a run of it exists on its host
 AT_REST = {State.STOPPED, State.FAILED}
+WAITING = {State.PENDING, State.BACKOFF}  # no run of it exists, and the next is wanted
 
 
 class Event(enum.StrEnum):
@@ -264,7 +265,7 @@ def settle(process: Process, now_s: float, new_run: Callable[[], str]) -> Step:
         term_s = 0.0 if process.skip_drain else process.wanted.drain_s + process.wanted.term_s
         reason = "its definition changed" if process.up else "asked to stop"
         return to(process, State.DRAINING, reason, now_s), (Unwatch(name), Stop(host, process.run, term_s))
-    if process.state in (State.PENDING, State.BACKOFF) and not process.up:
+    if process.state in WAITING and not process.up:
         return to(replace(process, next_attempt_s=None), State.STOPPED, "", now_s), ()
     if process.state is State.PENDING and process.up and process.spawnable:
         run = new_run()
