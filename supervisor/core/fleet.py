@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from .actions import Action, Stop
 from .facts import Due, Fact, HostFound, HostLost, Phase, Planned, Probed, RunState, StopAsked, Told
-from .process import AT_REST, WAITING, Body, Event, Process, State, at_rest, settle, step
+from .process import AT_REST, WAITING, Body, Event, Process, State, at_rest, settle, step, unseen
 from .wanted import Wanted
 
 BASE32 = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's: sorts like the numbers it stands for
@@ -154,7 +154,9 @@ def _host_lost(fleet: Fleet, fact: HostLost, now_s: float) -> Result:
     fleet = replace(fleet, hosts={**fleet.hosts, fact.host: host})
     actions: list[Action] = []
     for name, process in fleet.processes.items():
-        if process.wanted.host == fact.host:
+        if process.wanted.host == fact.host and fleet.observing and not process.run:
+            fleet = replace(fleet, processes={**fleet.processes, name: unseen(process, fact.why, now_s)})
+        elif process.wanted.host == fact.host:
             fleet, more = _move(fleet, name, Event.LOST, fact.why, now_s)
             actions += more
     return fleet, tuple(actions)

@@ -252,6 +252,11 @@ def at_rest(process: Process, state: RunState | None, now_s: float) -> Process:
     return to(process, State.FAILED, cause + detail, now_s)
 
 
+def unseen(process: Process, why: str, now_s: float) -> Process:
+    """What an onlooker says of a process whose host has never answered him: it may well run."""
+    return to(process, State.UNKNOWN, why, now_s)
+
+
 def step(process: Process, event: Event, body: Body, now_s: float) -> Step:
     """Move one process by one event. The caller has already dropped events about other runs."""
     return TABLE[process.state, event](process, body, now_s)
