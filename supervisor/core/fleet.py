@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from .actions import Action, Stop
 from .facts import Due, Fact, HostFound, HostLost, Phase, Planned, Probed, RunState, StopAsked, Told
-from .process import AT_REST, Body, Event, Process, State, at_rest, settle, step
+from .process import AT_REST, WAITING, Body, Event, Process, State, at_rest, settle, step, unseen
 from .wanted import Wanted
 
 BASE32 = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's: sorts like the numbers it stands for
@@ -155,7 +155,9 @@ def _host_lost(fleet: Fleet, fact: HostLost, now_s: float) -> Result:
     fleet = replace(fleet, hosts={**fleet.hosts, fact.host: host})
     actions: list[Action] = []
     for name, process in fleet.processes.items():
-        if process.wanted.host == fact.host:
+        if process.wanted.host == fact.host and fleet.observing and not process.run:
+            fleet = replace(fleet, processes={**fleet.processes, name: unseen(process, fact.why, now_s)})
+        elif process.wanted.host == fact.host:
             fleet, more = _move(fleet, name, Event.LOST, fact.why, now_s)
             actions += more
     return fleet, tuple(actions)
@@ -194,13 +196,16 @@ def _settle_all(fleet: Fleet, now_s: float) -> Result:
 
 
 def _lower_next_rank(fleet: Fleet) -> Fleet:
-    """While stopping: wish down the lowest rank that is not at rest. Who cannot be reached holds nobody up."""
+    """While stopping: wish down the lowest rank that is not at rest. Who cannot be reached holds nobody up.
+
+    What has no run at the moment is wished down at once, whatever its rank: a stop starts nothing.
+    """
     if not fleet.stopping:
         return fleet
     waiting = {p.wanted.stop_rank for p in fleet.processes.values() if p.state not in {*AT_REST, State.UNKNOWN, State.STUCK}}
     lowest = min(waiting, default=None)
     processes = {
-        name: replace(p, up=False) if lowest is None or p.wanted.stop_rank <= lowest else p
+        name: replace(p, up=False) if lowest is None or p.wanted.stop_rank <= lowest or p.state in WAITING else p
         for name, p in fleet.processes.items()
     }
     return replace(fleet, processes=processes)

@@ -42,6 +42,7 @@ class State(enum.StrEnum):
 
 LIVE = {State.STARTING, State.READY, State.DRAINING, State.STOPPING, State.STUCK}  # a run of it exists on its host
 AT_REST = {State.STOPPED, State.FAILED}
+WAITING = {State.PENDING, State.BACKOFF}  # no run of it exists, and the next is wanted
 
 
 class Event(enum.StrEnum):
@@ -257,6 +258,11 @@ def at_rest(process: Process, state: RunState | None, now_s: float) -> Process:
     return to(process, State.FAILED, cause + detail, now_s)
 
 
+def unseen(process: Process, why: str, now_s: float) -> Process:
+    """What an onlooker says of a process whose host has never answered him: it may well run."""
+    return to(process, State.UNKNOWN, why, now_s)
+
+
 def step(process: Process, event: Event, body: Body, now_s: float) -> Step:
     """Move one process by one event. The caller has already dropped events about other runs."""
     return TABLE[process.state, event](process, body, now_s)
@@ -269,7 +275,7 @@ def settle(process: Process, now_s: float, new_run: Callable[[], str]) -> Step:
     if process.state in (State.STARTING, State.READY) and (not process.up or outdated):
         reason = "its definition changed" if process.up else "asked to stop"
         return to(process, State.DRAINING, reason, now_s), (Unwatch(name), Stop(host, process.run, patience_s(process)))
-    if process.state in (State.PENDING, State.BACKOFF) and not process.up:
+    if process.state in WAITING and not process.up:
         return to(replace(process, next_attempt_s=None), State.STOPPED, "", now_s), ()
     if process.state is State.PENDING and process.up and process.spawnable:
         run = new_run()
