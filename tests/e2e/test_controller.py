@@ -62,10 +62,8 @@ def test_a_second_ctrl_c_skips_the_drain(lab: Lab) -> None:
         terminal.press(CTRL_C)
         lab.wait(lambda s: states(s)["frontend-0"] == "draining")
         assert request.error is None
-        began = time.monotonic()
         terminal.press(CTRL_C)
-        assert terminal.wait() == 0, terminal.text
-        assert time.monotonic() - began < 20
+        assert terminal.wait(20) == 0, terminal.text
         assert not lab.living()
     request.wait()
     assert request.error is not None

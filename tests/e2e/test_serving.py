@@ -193,6 +193,7 @@ def test_down_again_starts_nothing(lab: Lab) -> None:
     def runs() -> list[Path]:
         return sorted(lab.host_dir.glob(f"*/runs/{lab.name}/*/*"))
 
+    lab.down()
     before = runs()
     lab.down()
     assert runs() == before
