@@ -65,7 +65,12 @@ class Controller:
         self.state, self.use = state, use
         self._files, self._plan = files, files.plan()
         self._since_s = time.time()
-        self.fleet = Fleet(observing=use is Use.OBSERVE, epoch_ms=int(time.time() * 1000), epoch_s=0.0)
+        self.fleet = Fleet(
+            observing=use is Use.OBSERVE,
+            stopping=use is Use.END,  # from the first fact on: it must start nothing
+            epoch_ms=int(time.time() * 1000),
+            epoch_s=0.0,
+        )
         self._changed = anyio.Event()
         self._links: dict[str, HostLink] = {}
         self._secrets: dict[str, Mapping[str, str]] = {}
