@@ -152,8 +152,7 @@ def _told(fleet: Fleet, host: str, state: RunState, now_s: float) -> Result:
         ), ()
     if not _is_about(fleet, state.process, state.run) or fleet.processes[state.process].wanted.host != host:
         return fleet, ()
-    seen = fleet.processes[state.process].seen
-    if seen is not None and seen.phase is Phase.GONE:
+    if fleet.processes[state.process].over:
         return fleet, ()  # the dead do not rise: an old fact
     return _move(fleet, state.process, EVENT_OF[state.phase], state, now_s)
 
@@ -216,7 +215,7 @@ def _stop_asked(fleet: Fleet, skip_drain: bool) -> Result:
         if skip_drain and not process.skip_drain and process.state in (State.DRAINING, State.STOPPING):
             hurry.append(Stop(process.wanted.host, process.run, 0.0))
     if skip_drain and not fleet.skip_drain:
-        hurry += [Stop(s.host, run, 0.0) for run, s in fleet.surplus.items()]
+        hurry += [Stop(s.host, run, 0.0) for run, s in fleet.surplus.items() if fleet.hosts[s.host].up]
     fleet = replace(fleet, processes=processes, stopping=True, skip_drain=fleet.skip_drain or skip_drain)
     return fleet, tuple(hurry)
 

@@ -83,9 +83,14 @@ class Process:
     asked: bool = False  # we asked this run to end: that it does is no failure
 
     @property
+    def over(self) -> bool:
+        """Its last run is proven gone, and no other was started since."""
+        return self.seen is not None and self.seen.phase is Phase.GONE
+
+    @property
     def free(self) -> bool:
-        """No run of it lives: its host said so, and we started none since."""
-        return self.spawnable or (self.seen is not None and self.seen.phase is Phase.GONE)
+        """No run of it lives."""
+        return self.spawnable or self.over
 
 
 Step = tuple[Process, tuple[Action, ...]]
@@ -235,7 +240,7 @@ def lost_at_rest(process: Process, body: Body, now_s: float) -> Step:
 
 def waiting_lost(process: Process, body: Body, now_s: float) -> Step:
     """Its last run is proven gone, so nothing of it is unknown; of a host that never answered everything is."""
-    if not process.free:
+    if not process.over:
         return lost(process, body, now_s)
     return to(replace(process, spawnable=False), State.PENDING, str(body), now_s), ()
 
