@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from supervisor.core.actions import Action, Spawn, Stop
 from supervisor.core.exit import Exit
@@ -97,6 +97,16 @@ class Deployment(RuleBasedStateMachine):
             if fresh:
                 self.begun[action.process] = []
             self.begun.setdefault(action.process, []).append(self.now_s)
+
+    @initialize(
+        silent=st.sampled_from([(), ("a",), ("b",), HOSTS]), spread=st.lists(st.sampled_from(HOSTS), min_size=4, max_size=4)
+    )
+    def begin(self, silent: tuple[str, ...], spread: list[str]) -> None:
+        self.files_change(dict(zip(NAMES, spread, strict=True)), "h1")
+        for host in [name for name in HOSTS if name not in silent]:
+            self.line_is_back(host)
+        while self.queue:
+            self.host_obeys()
 
     # --- what may happen -------------------------------------------------------------------------------------------------
 
