@@ -57,7 +57,7 @@ class Fleet:
 
     @property
     def stopped(self) -> bool:
-        """Everything we could reach is down and proven gone."""
+        """Everything is down and proven gone."""
         return self.stopping and not self.surplus and all(p.state in AT_REST for p in self.processes.values())
 
     @property

@@ -108,6 +108,11 @@ def chance(run: str) -> float:
     return zlib.crc32(run.encode()) / 0xFFFFFFFF
 
 
+def patience_s(process: Process) -> float:
+    """How long its leader may take after SIGTERM, which is also its drain."""
+    return 0.0 if process.skip_drain else process.wanted.drain_s + process.wanted.term_s
+
+
 def with_run(process: Process, run: str, now_s: float) -> Process:
     """As it is when this run is the one it is about; nothing of an earlier run is carried over."""
     if run == process.run:
@@ -139,7 +144,11 @@ def running_while_stopping(process: Process, body: Body, now_s: float) -> Step:
     assert isinstance(body, RunState)
     draining = body.stop_step in (None, "term_leader")
     state = State.DRAINING if draining and process.state is not State.STOPPING else State.STOPPING
-    return to(replace(process, seen=body), state, process.reason, now_s), ()
+    # A keeper that does not know of the stop any more: it died with the word, and its heir has not heard it.
+    was = process.seen
+    forgot = not body.asked and was is not None and (was.asked or body.heir != was.heir)
+    again = (Stop(process.wanted.host, process.run, patience_s(process)),) if forgot else ()
+    return to(replace(process, seen=body), state, process.reason, now_s), again
 
 
 def ended(process: Process, body: Body, now_s: float) -> Step:
@@ -188,10 +197,9 @@ def probed(process: Process, body: Body, now_s: float) -> Step:
     process = replace(process, instance=body.instance or process.instance, progress_s=now_s if moved else process.progress_s)
     if body.ready:
         return to(replace(process, was_ready=True), State.READY, "" if process.proven else body.stage, now_s), actions
-    wake = (
-        () if process.state is State.STARTING else (WakeAt(process.wanted.name, process.run, now_s + process.wanted.stall_s),)
-    )
-    return to(process, State.STARTING, body.stage, now_s), (*actions, *wake)
+    if process.state is not State.STARTING:
+        actions += (WakeAt(process.wanted.name, process.run, now_s + process.wanted.stall_s),)
+    return to(process, State.STARTING, "", now_s), actions
 
 
 def stalled(process: Process, body: Body, now_s: float) -> Step:
@@ -295,10 +303,9 @@ def settle(process: Process, now_s: float, new_run: Callable[[], str], *, may_sp
     name, host = process.wanted.name, process.wanted.host
     outdated = process.seen is not None and process.seen.launch_hash not in ("", process.wanted.launch_hash)
     if process.state in (State.STARTING, State.READY) and may_stop and (not process.up or outdated):
-        term_s = 0.0 if process.skip_drain else process.wanted.drain_s + process.wanted.term_s
         reason = "its definition changed" if process.up else "asked to stop"
         process = replace(process, asked=True)
-        return to(process, State.DRAINING, reason, now_s), (Unwatch(name), Stop(host, process.run, term_s))
+        return to(process, State.DRAINING, reason, now_s), (Unwatch(name), Stop(host, process.run, patience_s(process)))
     if not process.up and (process.state is State.BACKOFF or (process.state is State.PENDING and process.free)):
         return to(replace(process, next_attempt_s=None), State.STOPPED, "", now_s), ()
     if process.state is State.PENDING and process.up and process.spawnable and may_spawn:
