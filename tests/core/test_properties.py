@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+import hypothesis
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -239,6 +240,12 @@ class Deployment(RuleBasedStateMachine):
 
 
 TestAnyHistory = Deployment.TestCase
+# No shrinking: it takes a minute. For a short history of a failure, leave `phases` out and run it again.
 TestAnyHistory.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+    max_examples=60,
+    stateful_step_count=40,
+    deadline=None,
+    derandomize=True,
+    phases=(hypothesis.Phase.generate,),
+    suppress_health_check=list(HealthCheck),
 )
