@@ -38,7 +38,7 @@ class Log:
         """First offsets, ascending."""
         try:
             return sorted(int(name) for name in os.listdir(self.folder) if name.isdigit())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
 
     def path(self, first: int) -> str:

@@ -86,7 +86,7 @@ class Reactor:
         self._running = False
 
     def run(self) -> None:
-        self._running = True
+        """Until `stop()`, which may have been called already."""
         while self._running:
             timeout_ms = None
             while self._timers and self._timers[0][2].call is None:

@@ -126,7 +126,7 @@ def sync_directory(path: str) -> None:
 def subdirectories(path: str) -> List[str]:
     try:
         return sorted(e.name for e in os.scandir(path) if e.is_dir(follow_symlinks=False) and not e.name.startswith("."))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
 
 
@@ -153,7 +153,7 @@ def _sweep_drafts(parent: str) -> None:
     """Remove what keepers left that died within `create_locked`: it takes milliseconds, so what is a minute old is dead."""
     try:
         drafts = [e.path for e in os.scandir(parent) if e.name.startswith(".") and time.time() - e.stat().st_mtime > 60]
-    except FileNotFoundError:
+    except OSError:
         return  # no such process yet, or a draft that just got its name
     for path in drafts:
         shutil.rmtree(path, ignore_errors=True)
