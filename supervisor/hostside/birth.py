@@ -85,12 +85,12 @@ def _bear(keeper: Keeper, env: Dict[str, str]) -> None:
             pidns=procfs.pid_namespace(), gpus=spec.get("gpus", []), argv_digest=spec.get("argv_digest"),
         )  # fmt: skip
         run.write("run.json", record)
+        spawn.reached("recorded")
+        keeper.own(child.pid, child.start)
+        why = spawn.release(child)
     except BaseException:
         spawn.abandon(child)
         raise
-    spawn.reached("recorded")
-    keeper.own(child.pid, child.start)
-    why = spawn.release(child)
     if why is not None:
         os.waitpid(child.pid, 0)
         raise spawn.Refused("exec", why)

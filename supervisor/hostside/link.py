@@ -15,7 +15,7 @@ import shutil
 import signal
 import socket
 import time
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, Optional
 
 from . import VERSION, birth, facts, http, pump, rundir
 from .reactor import Lines, Reactor
@@ -44,7 +44,7 @@ class Link:
         self.states: Dict[str, Dict[str, Any]] = {}  # run -> last state told
         self.keepers: Dict[str, Lines] = {}
         self.waiting: Optional[Dict[str, Run]] = None  # whose keeper's first word hello waits for
-        self.unheard: Dict[str, List[Dict[str, Any]]] = {}  # what no keeper was there to hear: its heir will
+        self.orders: Dict[str, Dict[str, Dict[str, Any]]] = {}  # run -> op -> the last one, for whoever is its keeper
         self.heard = time.monotonic()
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -123,6 +123,8 @@ class Link:
     def _tell(self, state: Dict[str, Any]) -> None:
         run = state["run"]
         self.states[run] = state
+        if state["phase"] == "gone":
+            self.orders.pop(run, None)
         if self.waiting is not None:
             self.waiting.pop(run, None)
             self._heard_all()
@@ -216,7 +218,8 @@ class Link:
 
     def _listen(self, run: Run, fd: int) -> None:
         line = self.keepers[run.run] = Lines(self.reactor, fd, fd, self._tell, lambda: self._left(run))
-        for message in self.unheard.pop(run.run, ()):
+        # A keeper may have died with an order unread. Asked twice does no harm: it only brings deadlines closer.
+        for message in self.orders.get(run.run, {}).values():
             line.send(message)
 
     def _left(self, run: Run) -> None:
@@ -243,11 +246,13 @@ class Link:
             os._exit(code)
 
     def _tell_keeper(self, message: Dict[str, Any]) -> None:
-        line = self.keepers.get(message["run"])
+        run = message["run"]
+        if self.states.get(run, {}).get("phase") == "gone":
+            return
+        self.orders.setdefault(run, {})[message["op"]] = message
+        line = self.keepers.get(run)
         if line is not None:
             line.send(message)
-        elif self.states.get(message["run"], {}).get("phase") != "gone":
-            self.unheard.setdefault(message["run"], []).append(message)
 
     def _reap(self) -> None:
         try:

@@ -233,9 +233,8 @@ def release(child: Child) -> Optional[str]:
 
 
 def abandon(child: Child) -> None:
-    """End a child that was not released."""
-    os.close(child.go)
-    os.close(child.status)
+    """End a child that we cannot vouch for. It is ours and not reaped, so its pid is nobody else's."""
+    os.kill(child.pid, signal.SIGKILL)
     os.waitpid(child.pid, 0)
 
 

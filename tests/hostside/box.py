@@ -3,7 +3,8 @@
     python box.py FD       FD: a unix socket to the test; its end-of-file is the end of all
 
 It starts programs for the test (their stdin and stdout are descriptors that the test sends along), is the child subreaper
-of whatever daemonises below them, and reaps. At end-of-file it kills all that is below it, again and again until nobody is left.
+of whatever daemonises below them, and reaps. At end-of-file it kills all that is below it, again and again until nobody
+is left.
 """
 
 from __future__ import annotations

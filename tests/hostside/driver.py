@@ -146,9 +146,9 @@ class Host:
     def link(self, package: Path | None = None, hello: bool = True, program: str = "link", **said: Any) -> Link:
         package = package or self.package
         folder = importable(package)
-        code = f"import sys;sys.path.insert(0,{str(folder)!r});from noray_host.main import main;main({program!r},{str(self.base)!r})"
+        code = f"import sys;sys.path.insert(0,{str(folder)!r});from noray_host.main import main;main(*sys.argv[1:3])"
         # The title of a keeper is written over the link's arguments: they must be long enough.
-        argv = [self.python, "-I", "-S", "-X", f"pycache_prefix={folder}/c", "-c", code, " " * 60]
+        argv = [self.python, "-I", "-S", "-X", f"pycache_prefix={folder}/c", "-c", code, program, str(self.base), " " * 60]
         in_read, in_write = os.pipe()
         out_read, out_write = os.pipe()
         pid = self.spawn(argv, in_read, out_write)
@@ -223,8 +223,7 @@ class Link:
     def hello(self, **said: Any) -> Message:
         known = {"v": 1, "deployment": self.host.deployment, "controller": "c1", "epoch": 1}
         self.send(op="hello", **{**known, **said})
-        answer = self.until(lambda m: "hello" in m or "refused" in m)
-        return answer
+        return self.until(lambda m: "hello" in m or "refused" in m)
 
     def start(
         self, run: str = "r1", argv: list[str] | None = None, env: Message | None = None, process: str = "w-0", **spec: Any
@@ -271,7 +270,8 @@ class Link:
         while True:
             message = self.next(end - time.monotonic())
             if message is None:
-                raise AssertionError(f"the link {'ended' if not self._open else 'said nothing more'}; it had said {seen[-5:]}")
+                how = "said nothing more" if self._open else "ended"
+                raise AssertionError(f"the link {how}; it had said {[m for m in seen if 'pong' not in m][-5:]}")
             seen.append(message)
             if fits(message):
                 return message

@@ -20,9 +20,8 @@ KILL = {
     "link": "os.kill(os.getppid(), 9)",
     # All helpers of ours at one moment, the pump first if there is one; the waiting child lives on for its own end-of-file.
     "keeper-pump": (
-        "[os.kill(int(p), 9) for p in os.listdir('/proc') if p.isdigit()"
-        " and open('/proc/%s/cmdline' % p, 'rb').read().startswith(b'noray-pump ')"
-        " and int(open('/proc/%s/stat' % p).read().rpartition(')')[2].split()[1]) == os.getpid()];"
+        "[os.kill(int(p), 9) for t in os.listdir('/proc/self/task') for p in open('/proc/self/task/%s/children' % t).read().split()"
+        " if open('/proc/%s/cmdline' % p, 'rb').read().startswith(b'noray-pump ')];"
         " os.kill(os.getpid(), 9)"
     ),
 }
@@ -89,6 +88,16 @@ def test_the_link_is_killed_right_after_it_was_told(host: Host) -> None:
         alive = f"b{n}" if states[0]["phase"] == "running" else f"a{n}"
         link.stopped(alive)
         host.assert_nothing_left()
+
+
+def test_what_fails_after_the_release_leaves_nobody(host: Host) -> None:
+    """Said to be gone, it must be gone."""
+    package = sabotaged(host.root, spawn=(HOOK, f"{HOOK}    if step == 'released':\n        raise OSError(5, 'sabotage')\n"))
+    link = host.link(package)
+    link.start(env={"MARK": host.deployment + "mark"})
+    assert "sabotage" in link.gone()["exit"]["message"]
+    assert not marked(host.deployment + "mark")
+    host.assert_nothing_left()
 
 
 def test_a_child_that_lost_its_keeper_never_runs(host: Host) -> None:

@@ -123,9 +123,7 @@ def test_with_both_dead_and_no_link_the_writer_waits_and_goes_on(host: Host) -> 
     wait_for(
         lambda: (
             b"pipe_write" in read(pid, "wchan")
-            or ((stat(pid) or [b""])[0] == b"S"
-            and size(host) == 0
-            and ticks_stand_still(pid))
+            or ((stat(pid) or [b""])[0] == b"S" and size(host) == 0 and ticks_stand_still(pid))
         )
     )
     assert stat(pid), "blocked, not dead"
@@ -212,8 +210,8 @@ def test_a_full_disk_is_counted_and_said_and_stops_nobody(host: Host) -> None:
     """As a disk without room for another segment: the log folder becomes read-only by being another thing's place."""
     from tests.hostside.driver import sabotaged
 
-    full = sabotaged(host.root, pump=("        first = self.first + self.size\n",
-                                      "        raise OSError(28, 'No space left on device')\n        first = self.first + self.size\n"))  # fmt: skip
+    at = "        first = self.first + self.size\n"
+    full = sabotaged(host.root, pump=(at, "        raise OSError(28, 'No space left on device')\n" + at))
     text = (full / "pump.py").read_text()
     (full / "pump.py").write_text(text.replace("SEGMENT_BYTES = 16 << 20", "SEGMENT_BYTES = 1 << 16"))
     link = host.link(full)
@@ -236,8 +234,9 @@ def test_etcd_survives(host: Host, link: Link, victims: tuple[str, ...]) -> None
         pytest.skip("no etcd on this machine")
     ports = {"client": [0, "127.0.0.1"], "peer": [0, "127.0.0.1"]}
     client, peer = "http://127.0.0.1:${port.client}", "http://127.0.0.1:${port.peer}"
-    argv = [str(etcd), "--log-level=debug", "--data-dir=d", f"--listen-client-urls={client}", f"--advertise-client-urls={client}",
-            f"--listen-peer-urls={peer}", f"--initial-advertise-peer-urls={peer}", f"--initial-cluster=default={peer}"]  # fmt: skip
+    argv = [str(etcd), "--log-level=debug", "--data-dir=d", f"--initial-cluster=default={peer}"]
+    argv += [f"--{who}-client-urls={client}" for who in ("listen", "advertise")]
+    argv += [f"--{who}-peer-urls={peer}" for who in ("listen", "initial-advertise")]
     state = link.started(argv=argv, ports=ports)
     port = state["ports"]["client"]
 

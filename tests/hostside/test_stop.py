@@ -24,7 +24,8 @@ ORDER_LEADER = (
     "import signal,subprocess,sys,time\n"
     f"child = subprocess.Popen([sys.executable, '-I', '-S', '-c', {ORDER_CHILD!r}])\n"
     "def term(*_):\n"
-    "    print('leader', time.monotonic(), flush=True); time.sleep(0.4); print('end', time.monotonic(), flush=True); sys.exit()\n"
+    "    print('leader', time.monotonic(), flush=True); time.sleep(0.4)\n"
+    "    print('end', time.monotonic(), flush=True); sys.exit()\n"
     "signal.signal(15, term)\ntime.sleep(1000)\n"
 )
 
@@ -298,7 +299,8 @@ def test_the_box_leaves_nothing_when_pytest_is_killed(tmp_path: Path, victim: in
         "import sys,time; sys.path.insert(0, sys.argv[1])\n"
         "from tests.hostside.driver import Host\n"
         "host = Host(); link = host.link(); state = link.started()\n"
-        "print(host.box.pid, state['pid'], host.helper('keeper','r1'), host.helper('pump','r1'), link.pid, host.root, flush=True)\n"
+        "helpers = host.helper('keeper', 'r1'), host.helper('pump', 'r1')\n"
+        "print(host.box.pid, state['pid'], *helpers, link.pid, host.root, flush=True)\n"
         "time.sleep(1000)\n"
     )
     root = Path(__file__).resolve().parents[2]
