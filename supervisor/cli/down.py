@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
 
 import anyio
 
@@ -17,6 +18,7 @@ from supervisor.control.client import ControllerLost, NoController, connect
 from supervisor.core.snapshot import Status
 from supervisor.effects.statedir import StateDir, choose
 
+END_S = 5.0  # how long a controller with nothing left to do may take to end
 LIVE = ("starting", "ready", "draining", "stopping", "stuck", "unknown")
 
 
@@ -66,6 +68,7 @@ class Ending:
         try:
             async with connect(self.state.socket) as client:
                 await self._follow(client.request("down", purge=self.purge))
+                await self._see_it_gone(client.pid)
                 return
         except ControllerLost:
             self.say("the controller went away; going on without it")
@@ -98,6 +101,14 @@ class Ending:
             else:
                 self._show(as_status(item))
 
+    async def _see_it_gone(self, controller: int) -> None:
+        """It answers first and ends then; "nothing is left running" must be true of it and its links as well."""
+        with anyio.move_on_after(END_S):
+            while alive(controller):  # noqa: ASYNC110 - not our child, and not every Python has pidfd_open
+                await anyio.sleep(0.02)
+            return
+        self.left.append(f"still running: the controller (pid {controller})")
+
     def _show(self, seen: Status) -> None:
         if self.progress:
             width, height = size()
@@ -114,6 +125,14 @@ class Ending:
             if self.purge and not self.left:
                 self.left = await self._own.purge()
             tasks.cancel_scope.cancel()
+
+
+def alive(pid: int) -> bool:
+    """Our own child may be a zombie: that is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 async def _hurry_on_ctrl_c(end: Ending) -> None:

@@ -12,10 +12,11 @@ import anyio
 from supervisor.app import connect
 from supervisor.cli.common import write
 from supervisor.effects.statedir import choose
-from supervisor.errors import HostUnreachable, UsageError
+from supervisor.errors import HostRefused, HostUnreachable, UsageError
 from supervisor.plan.build import Plan
 from supervisor.runtime.parse import text
 from supervisor.transport import Transport
+from supervisor.transport.base import MAX_CHANNELS
 
 OPEN_S = 15.0
 BYTES_PER_LINE = 400  # how far back to look for the last lines
@@ -38,7 +39,8 @@ def _meant(plan: Plan, asked: list[str]) -> list[str]:
 
 
 async def _run(args: argparse.Namespace, plan: Plan, names: list[str]) -> int:
-    transports: dict[str, Transport] = {}
+    transports: dict[tuple[str, int], Transport] = {}
+    count: dict[str, int] = {}
     failed: list[str] = []
     try:
         async with anyio.create_task_group() as tasks:
@@ -46,7 +48,11 @@ async def _run(args: argparse.Namespace, plan: Plan, names: list[str]) -> int:
             async with anyio.create_task_group() as tails:
                 for name in names:
                     host = plan.processes[name].wanted.host
-                    transport = transports.setdefault(host, connect(plan.hosts[host]))
+                    count[host] = count.get(host, 0) + 1
+                    line = (host, (count[host] - 1) // MAX_CHANNELS)  # so many conversations fit on one connection
+                    if line not in transports:
+                        transports[line] = connect(plan.hosts[host])
+                    transport = transports[line]
                     tails.start_soon(_tail, args, plan.deployment, name, transport, len(names) > 1, failed)
             tasks.cancel_scope.cancel()
     finally:
@@ -81,7 +87,7 @@ async def _tail(
                     write(f"{name}: {said['end']}\n")
                 return
             printer.take(said, following=args.follow)
-    except HostUnreachable as error:
+    except (HostRefused, HostUnreachable) as error:
         printer.finish()
         failed.append(name)
         write(f"{name}: {error}\n")

@@ -117,7 +117,9 @@ class Session:
                     down = word(seen) == "STOPPED"
                     if self._ending is not None:
                         break
-                    ready_once = ready_once or seen["ready"]
+                    if seen["ready"] and not ready_once:
+                        ready_once = True
+                        self._say("requests go to " + ", ".join(seen["endpoints"]))
                     if self.detach and seen["ready"]:
                         return
                     if not ready_once and hopeless(seen):

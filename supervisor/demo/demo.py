@@ -127,7 +127,11 @@ class Stage:
         write_tiny_model(place / "model")
         (place / "hosts.yaml").write_text(
             f"hosts:\n"
-            f"  here: {{transport: local, python: {sys.executable}, host_dir: {place}/host, env: {{NORAY_DEMO_MARK: '{mark}'}}}}\n"
+            f"  here:\n"
+            f"    transport: local\n"
+            f"    python: {sys.executable}\n"
+            f"    host_dir: {place}/host\n"
+            f"    env: {{NORAY_DEMO_MARK: '{mark}'}}\n"
         )
         (place / "deployment.yaml").write_text(
             f"name: demo\n"

@@ -27,9 +27,10 @@ def alone(script: str) -> subprocess.CompletedProcess[str]:
     needed = [Path(p).resolve() for p in (REPOSITORY, sys.prefix, sys.base_prefix)]
     hidden = [d for d in ("/tmp", "/var/tmp", "/dev/shm", "/run") if not any(n.is_relative_to(d) for n in needed)]
     mounts = " && ".join(f"mount -t tmpfs none {d}" for d in hidden)
+    prepare = f'{mounts} && {NETWORK} && mkdir -p /tmp/home && exec "$@"'
     return subprocess.run(
         ["unshare", "--mount", "--pid", "--net", "--ipc", "--fork", "--mount-proc", "--kill-child=KILL",
-         "sh", "-c", f'{mounts} && {NETWORK} && mkdir -p /tmp/home && exec "$@"', "sh", sys.executable, "-c", textwrap.dedent(script)],
+         "sh", "-c", prepare, "sh", sys.executable, "-c", textwrap.dedent(script)],
         env={"PATH": os.environ["PATH"], "HOME": "/tmp/home", "PYTHONPATH": str(REPOSITORY)},
         cwd="/",
         text=True,

@@ -23,9 +23,11 @@ _DIE_WITH_ME = "import ctypes,os,sys; ctypes.CDLL(None).prctl(1, 9); os.execv(sy
 class Sshd:
     """`with Sshd(dir) as host:` then `host.address`, `host.port`, `host.user`, `host.key`, `host.known_hosts`."""
 
-    def __init__(self, directory: Path, address: str = "127.0.0.7", options: Sequence[str] = ()) -> None:
+    def __init__(self, directory: Path, address: str = "127.0.0.7", options: Sequence[str] = (), port: int = 0) -> None:
+        """`port`: to come back where one has been before, with the keys of the same directory; 0 = any free one."""
         self.address = address
-        self.port = 0
+        self.port = port
+        self._fixed_port = port
         self.user = getpass.getuser()
         self.key = directory / "user_key"
         self.host_key = directory / "host_key"
@@ -42,7 +44,7 @@ class Sshd:
         if os.geteuid() == 0:
             os.makedirs("/run/sshd", exist_ok=True)  # as root it refuses to start without
         for _ in range(5):
-            self.port = _free_port(self.address)
+            self.port = self._fixed_port or _free_port(self.address)
             if self._start():
                 break
         else:

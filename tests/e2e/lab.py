@@ -1,0 +1,375 @@
+"""One deployment to play with: its two files, `noray` as an operator runs it, and what /proc says of everything it started.
+
+Nothing here waits by sleeping: it waits for a process to end, for words on a terminal, or for the controller's next
+snapshot. The one exception, `until`, is for what only /proc can tell.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import anyio
+from ruamel.yaml import YAML
+
+from supervisor.control.client import NoController, connect
+from supervisor.core.snapshot import ProcessStatus, Status
+from supervisor.demo.model import write_tiny_model
+from tests.e2e.terminal import Terminal
+from tests.fakes.sshd import Sshd
+
+ROOT = Path(__file__).resolve().parents[2]
+MODEL = "tiny-model"
+FAST = {"speedup_ratio": 10.0}
+SECRET = "s3cret-5f2e-never-shown"
+PATIENCE_S = 60.0  # nothing here takes a quarter of it on an idle machine
+
+
+class Seen(NamedTuple):
+    """A process as /proc shows it."""
+
+    pid: int
+    title: str
+    state: str
+    ppid: int
+
+
+class Lab:
+    """Inside `with`. What it leaves running fails the test that used it, and is killed."""
+
+    def __init__(self, place: Path, **deployment: Any) -> None:
+        """`deployment` replaces sections of the file, `None` removes one."""
+        self.place = place
+        self.mark = uuid.uuid4().hex
+        self.name = f"t{self.mark[:8]}"
+        self.host_dir = place / "h"
+        self.model = place / "model"
+        self.state_dir = place / "s"
+        self.http_port, self.etcd_port, peer_port = free_ports(3)
+        write_tiny_model(self.model)
+        self.hosts: dict[str, Any] = {"hosts": {"here": {"transport": "local", **self.host_keys()}}}
+        self.deployment: dict[str, Any] = {
+            "name": self.name,
+            "etcd": {"port": self.etcd_port, "peer_port": peer_port},
+            "frontend": {"port": self.http_port},
+            "models": [self.service()],
+        }
+        self.deployment |= deployment
+        self.deployment = {key: value for key, value in self.deployment.items() if value is not None}
+        self.files: list[str] = []
+        self._children: list[subprocess.Popen[str]] = []
+        self.write()
+
+    def host_keys(self) -> dict[str, Any]:
+        """What any host of this lab needs: everything below our directory, and the mark in every environment."""
+        home = self.place / "home"
+        home.mkdir(exist_ok=True)
+        secrets = self.place / "secrets.env"
+        secrets.touch(0o600)
+        secrets.write_text(f"TEST_TOKEN={SECRET}\n")
+        env = {"HOME": str(home), "NORAY_TEST": self.mark}
+        return {"python": sys.executable, "host_dir": str(self.host_dir), "env_file": str(secrets), "env": env}
+
+    def service(self, **keys: Any) -> dict[str, Any]:
+        base = {"name": "mock", "served_as": MODEL, "model": str(self.model), "engine": "mocker", "replicas": 1, "args": FAST}
+        return base | keys
+
+    def write(self) -> None:
+        """Write both files from `hosts` and `deployment`."""
+        for name, data in (("hosts.yaml", self.hosts), ("deployment.yaml", self.deployment)):
+            with (self.place / name).open("w") as file:
+                YAML().dump(data, file)
+        self.files = ["deployment.yaml", "-i", "hosts.yaml"]
+
+    def __enter__(self) -> Lab:
+        return self
+
+    def __exit__(self, failed: object, error: object, trace: object) -> None:
+        for child in self._children:
+            if child.poll() is None:
+                child.kill()
+            child.communicate()
+        left = self.living()
+        for _ in range(100):  # a killed controller's links need a moment to notice
+            for pid in self.living():
+                send(pid, signal.SIGKILL)
+            if not self.living():
+                break
+            time.sleep(0.05)
+        if failed is None:
+            assert not left, f"left running: {left}"
+            assert not self.claims(), f"left claimed: {self.claims()}"
+
+    # --- noray ------------------------------------------------------------------------------------------------------
+
+    @property
+    def env(self) -> dict[str, str]:
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(("NORAY", "PYTHON", "XDG_", "DYN_"))}
+        home = str(self.place / "home")
+        return {**kept, "PYTHONPATH": str(ROOT), "HOME": home, "NORAY_STATE": str(self.state_dir), "NORAY_TEST": self.mark}
+
+    def noray(self, *words: str, code: int | None = 0, timeout_s: float = PATIENCE_S) -> subprocess.CompletedProcess[str]:
+        """Run a verb to its end; `code` None: whatever it is."""
+        argv = [sys.executable, "-m", "supervisor", *words]
+        done = subprocess.run(argv, cwd=self.place, env=self.env, text=True, capture_output=True, check=False,
+                              stdin=subprocess.DEVNULL, timeout=timeout_s)  # fmt: skip
+        said = f"noray {' '.join(words)} -> {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert code is None or done.returncode == code, said
+        assert "Traceback" not in done.stdout + done.stderr, said
+        return done
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        """Run a verb beside us; it dies with the lab."""
+        argv = [sys.executable, "-m", "supervisor", *words]
+        pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        child = subprocess.Popen(argv, cwd=self.place, env=self.env, text=True, **pipes)
+        self._children.append(child)
+        return child
+
+    def terminal(self, *words: str) -> Terminal:
+        """Run a verb on a terminal of its own."""
+        return Terminal([sys.executable, "-m", "supervisor", *words], self.place, self.env)
+
+    def up(self) -> None:
+        self.noray("up", *self.files, "--detach", "--yes")
+
+    def down(self) -> None:
+        """Everything ends, and noray's word for it is checked against /proc."""
+        self.noray("down", "--yes")
+        left = self.living()
+        assert not left
+        assert not self.claims()
+
+    def status(self) -> Status:
+        return cast(Status, json.loads(self.noray("status", "--json").stdout))
+
+    def process(self, name: str) -> ProcessStatus:
+        return next(p for p in self.status()["processes"] if p["name"] == name)
+
+    @property
+    def state(self) -> Path:
+        return self.state_dir / self.name
+
+    def wait(self, true: Callable[[Status], bool], timeout_s: float = PATIENCE_S) -> Status:
+        """The first snapshot of the controller for which `true`."""
+        return anyio.run(self._wait, true, timeout_s)
+
+    async def _wait(self, true: Callable[[Status], bool], timeout_s: float) -> Status:
+        seen: Mapping[str, object] = {}
+        with anyio.move_on_after(timeout_s):
+            async with connect(self.state / "controller.sock") as client:
+                async for seen in client.request("follow", follow=True):
+                    if true(cast(Status, seen)):
+                        return cast(Status, seen)
+        raise AssertionError(f"waited {timeout_s:g} s in vain; last: {json.dumps(seen, indent=1)}")
+
+    def ready(self, timeout_s: float = PATIENCE_S) -> Status:
+        return self.wait(lambda s: s["ready"], timeout_s)
+
+    def kill_controller(self) -> int:
+        """SIGKILL it, and wait until it is gone."""
+        pid = anyio.run(self._controller)
+        send(pid, signal.SIGKILL)
+        until(lambda: not alive(pid))
+        return pid
+
+    async def _controller(self) -> int:
+        async with connect(self.state / "controller.sock") as client:
+            return client.pid
+
+    def has_controller(self) -> bool:
+        try:
+            anyio.run(self._controller)
+        except NoController:
+            return False
+        return True
+
+    # --- what runs --------------------------------------------------------------------------------------------------
+
+    def living(self) -> dict[int, str]:
+        """Every process that carries the mark or our name, by pid."""
+        found = {}
+        for seen in everybody():
+            if seen.state in "ZX" or seen.pid == os.getpid():
+                continue
+            if self.name in seen.title or f"NORAY_TEST={self.mark}".encode() in environ(seen.pid):
+                found[seen.pid] = seen.title
+        return found
+
+    def claims(self) -> list[str]:
+        """What is held on this machine by runs of this lab: its names, and any port it could have had."""
+        names = re.findall(r"@(noray/\S+)", Path("/proc/net/unix").read_text())
+        return [name for name in names if self.name in name]
+
+    def helpers(self, process: str) -> dict[str, list[int]]:
+        """The pids of keeper, pump and heir of one process."""
+        found: dict[str, list[int]] = {"keeper": [], "pump": [], "heir": []}
+        for seen in everybody():
+            match = re.match(r"noray-(keeper|pump|heir) (\S+)@\S+ \((\S+)\)", seen.title)
+            if match and match[2] == process and match[3] == self.name and seen.state not in "ZX":
+                found[match[1]].append(seen.pid)
+        return found
+
+    def over_ssh(self, sshd: Sshd) -> None:
+        """Reach the one host by this sshd instead."""
+        here = self.hosts["hosts"]["here"]
+        here |= {"transport": "ssh", "address": sshd.address, "port": sshd.port, "user": sshd.user}
+        here |= {"key": str(sshd.key), "known_hosts": str(sshd.known_hosts)}
+        self.write()
+
+    def kill_tree(self, name: str) -> None:
+        """SIGKILL a process and everything below it."""
+        pid = self.process(name)["pid"]
+        assert pid is not None
+        for each in (pid, *below(pid)):
+            send(each, signal.SIGKILL)
+
+    # --- what it serves ---------------------------------------------------------------------------------------------
+
+    def get(self, path: str) -> dict[str, Any]:
+        return self._ask("GET", path, None)
+
+    def chat(self, max_tokens: int = 8) -> None:
+        """A chat completion. A mocker's tokens decode to nothing, but they are all there."""
+        answer = self._ask("POST", "/v1/chat/completions", question(max_tokens, stream=False))
+        assert answer["choices"][0]["finish_reason"] == "length", answer
+        assert answer["usage"]["completion_tokens"] == max_tokens, answer
+
+    def _ask(self, method: str, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=30)
+        try:
+            connection.request(method, path, json.dumps(body) if body else None, {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            text = answer.read()
+            assert answer.status == 200, (answer.status, text)
+            return cast(dict[str, Any], json.loads(text))
+        finally:
+            connection.close()
+
+    def stream(self, max_tokens: int) -> None:
+        """One streamed chat completion; AssertionError unless it ends as it should, complete."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=30)
+        try:
+            body = json.dumps(question(max_tokens, stream=True))
+            connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            assert answer.status == 200, (answer.status, answer.read())
+            # A mocker's tokens decode to nothing, so there are no events between the first and the last.
+            text = answer.read().decode()
+            assert '"finish_reason":"length"' in text, text or "the stream broke off"
+            assert f'"completion_tokens":{max_tokens}' in text, text
+            assert text.rstrip().endswith("data: [DONE]"), text
+        finally:
+            connection.close()
+
+    def busy(self, name: str) -> bool:
+        """Whether a worker has a request in flight."""
+        port = self.process(name)["ports"]["system"]
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            page = answer.read().decode()
+        found = re.findall(r'inflight_requests\{[^}]*dynamo_endpoint="generate"[^}]*\} (\d+)', page)
+        return any(int(count) for count in found)
+
+    def instances(self) -> set[int]:
+        """Whom the frontend would route to: the instance ids on its `generate` endpoint."""
+        found = self.get("/health").get("instances", [])
+        return {i["instance_id"] for i in found if i["endpoint"] == "generate" and i["namespace"].startswith(self.name)}
+
+
+def question(max_tokens: int, *, stream: bool) -> dict[str, Any]:
+    message = {"role": "user", "content": "hello"}
+    # ignore_eos: a mocker draws tokens at random, and one of them may be the end.
+    asked = {"model": MODEL, "messages": [message], "max_tokens": max_tokens, "ignore_eos": True}
+    return {**asked, "stream": True, "stream_options": {"include_usage": True}} if stream else asked
+
+
+def states(status: Status) -> dict[str, str]:
+    return {p["name"]: p["state"] for p in status["processes"]}
+
+
+def pids(status: Status) -> dict[str, int | None]:
+    return {p["name"]: p["pid"] for p in status["processes"]}
+
+
+def free_ports(count: int) -> list[int]:
+    """Free now, and outside the range the kernel gives away to anybody who connects."""
+    held: list[socket.socket] = []
+    while len(held) < count:
+        sock = socket.socket()
+        try:
+            sock.bind(("0.0.0.0", random.randint(20000, 29999)))
+            held.append(sock)
+        except OSError:
+            sock.close()
+    ports = [int(sock.getsockname()[1]) for sock in held]
+    for sock in held:
+        sock.close()
+    return ports
+
+
+# --- /proc -----------------------------------------------------------------------------------------------------------
+
+
+def everybody() -> Iterator[Seen]:
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                stat = Path("/proc", entry, "stat").read_text()
+                title = Path("/proc", entry, "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+            except OSError:
+                continue
+            state, ppid = stat.rpartition(")")[2].split()[:2]
+            yield Seen(int(entry), title, state, int(ppid))
+
+
+def environ(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return b""
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def below(pid: int) -> list[int]:
+    found: list[int] = []
+    todo = [pid]
+    while todo:
+        parent = todo.pop()
+        children = [seen.pid for seen in everybody() if seen.ppid == parent]
+        found += children
+        todo += children
+    return found
+
+
+def send(pid: int, number: int) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        pass
+
+
+def until(true: Callable[[], object], timeout_s: float = 20.0) -> None:
+    """For what only /proc can tell, and /proc tells nobody by itself."""
+    end = time.monotonic() + timeout_s
+    while not true():
+        assert time.monotonic() < end, f"not so within {timeout_s:g} s"
+        time.sleep(0.01)

@@ -1,0 +1,207 @@
+"""One file, two transports: it serves, it is what `plan` said, it keeps its secrets, and it goes without a trace."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.lab import MODEL, SECRET, Lab, pids, until
+from tests.e2e.terminal import CTRL_C
+from tests.fakes.sshd import MISSING, Sshd
+
+LISTENS = "0A"  # in /proc/net/tcp
+
+
+@pytest.fixture(scope="module", params=["local", "ssh"])
+def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    if request.param == "ssh" and MISSING:
+        pytest.skip(MISSING)
+    with contextlib.ExitStack() as stack:
+        lab = stack.enter_context(Lab(tmp_path_factory.mktemp("l")))
+        lab.deployment["models"][0]["replicas"] = 3
+        lab.write()
+        if request.param == "ssh":
+            keys = tmp_path_factory.mktemp("sshd")
+            lab.over_ssh(stack.enter_context(Sshd(keys, options=[f"SetEnv NORAY_TEST={lab.mark}"])))
+        lab.up()
+        yield lab
+        if lab.state.exists():
+            lab.down()
+
+
+def test_it_answers(lab: Lab) -> None:
+    assert [model["id"] for model in lab.get("/v1/models")["data"]] == [MODEL]
+    lab.chat()
+    lab.stream(50)
+
+
+def test_every_worker_is_proven(lab: Lab) -> None:
+    seen = lab.wait(lambda s: s["ready"] and all(p["reason"] == "" for p in s["processes"]))
+    assert seen["verdict"].startswith("READY  mock 3/3 serving")
+    workers = [p for p in seen["processes"] if p["kind"] == "mocker"]
+    assert [p["stage"] for p in workers] == ["serving"] * 3
+    assert len(lab.instances()) == 3
+
+
+def test_status_json_has_the_keys_of_the_contract(lab: Lab) -> None:
+    seen: Any = lab.status()
+    assert {*seen} >= {"deployment", "endpoints", "verdict", "ready", "controller", "asof", "services", "processes", "hosts"}
+    assert {*seen["controller"]} >= {"pid", "version", "since"}
+    assert {*seen["services"][0]} >= {"name", "kind", "wanted", "ready", "serving", "reason"}
+    assert {*seen["processes"][0]} >= {
+        *("name", "service", "replica", "rank", "kind", "host", "desired", "state", "last_known_state", "cordoned", "run"),
+        *("pid", "sid", "gpus", "ports", "restarts", "since", "next_attempt_at", "last_exit", "reason"),
+    }
+    assert {*seen["hosts"][0]} >= {"name", "state", "asof", "boot_id", "gpus"}
+    assert seen["endpoints"] == [f"http://127.0.0.1:{lab.http_port}"]
+    assert [p["name"] for p in seen["processes"]] == ["etcd-0", "frontend-0", "mock-0", "mock-1", "mock-2"]
+
+
+def planned(lab: Lab) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(lab.noray("plan", "-v", "--json", *lab.files).stdout)["processes"]
+    return rows
+
+
+def test_what_runs_is_what_plan_says_byte_for_byte(lab: Lab) -> None:
+    running = {p["name"]: p for p in lab.status()["processes"]}
+    rows = planned(lab)
+    assert {row["process"] for row in rows} == set(running)
+    for row in rows:
+        process = running[row["process"]]
+
+        def filled(word: str, ports: dict[str, int] = process["ports"]) -> str:
+            for name, number in ports.items():
+                word = word.replace(f"${{port.{name}}}", str(number))
+            return word
+
+        proc = Path(f"/proc/{process['pid']}")
+        argv = (proc / "cmdline").read_bytes().split(b"\0")
+        told = [*(filled(word).encode() for word in row["argv"]), b""]
+        if row["kind"] == "etcd":
+            # The pip package's `etcd` is a script that execs the real program: same pid, same words, another argv[0].
+            assert told[0] == b"etcd"
+            assert os.path.basename(argv[0]) == b"etcd"
+            argv, told = argv[1:], told[1:]
+        assert argv == told
+        secrets = {"TEST_TOKEN": SECRET}
+        pairs = ((key, secrets[key] if value == "••••" else filled(value)) for key, value in row["env"].items())
+        assert (proc / "environ").read_bytes() == b"".join(f"{key}={value}\0".encode() for key, value in pairs)
+        assert row["env"]["TEST_TOKEN"] == "••••"
+
+
+def test_what_listens_is_what_status_says(lab: Lab) -> None:
+    for process in lab.status()["processes"]:
+        listening = listeners(process["pid"] or 0)
+        for name, port in process["ports"].items():
+            assert port in listening, f"{process['name']} does not listen on its port {name}"
+            if name != "stream":  # whose address is Dynamo's choice
+                assert listening[port] == "127.0.0.1"
+
+
+def listeners(pid: int) -> dict[int, str]:
+    """Port -> address of this very process's listening sockets."""
+    links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+    found = {}
+    for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]:
+        _, local, _, state, _, _, _, _, _, inode, *_ = line.split()
+        if state == LISTENS and f"socket:[{inode}]" in links:
+            address, _, port = local.partition(":")
+            found[int(port, 16)] = socket.inet_ntoa(bytes.fromhex(address)[::-1])
+    return found
+
+
+def test_the_secret_is_in_the_environment_and_nowhere_else(lab: Lab) -> None:
+    said = [lab.noray(*words).stdout for words in (
+        ("plan", "-v", *lab.files), ("plan", "-v", "--json", *lab.files), ("status", "-a"), ("status", "--json"), ("why",),
+        ("logs", "-n", "9999", "etcd", "frontend", "mock"),
+    )]  # fmt: skip
+    assert not any(SECRET in text for text in said)
+    assert not any(SECRET in title for title in lab.living().values())
+    holders = [path for path in lab.place.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
+    assert holders == [lab.place / "secrets.env"]
+    names = {path.name for path in lab.host_dir.rglob("*")}
+    assert names >= {"spec.json", "run.json"}  # they were among the files looked at
+
+
+def test_piped_output_has_no_escape_codes(lab: Lab) -> None:
+    for words in (("status", "-a"), ("why",), ("plan", "-v", *lab.files), ("logs", "mock-0"), ("up", "--detach", *lab.files)):
+        done = lab.noray(*words)
+        assert done.stdout
+        assert "\x1b" not in done.stdout + done.stderr, words
+
+
+def test_json_is_json(lab: Lab) -> None:
+    assert json.loads(lab.noray("why", "--json").stdout) == {"verdict": lab.status()["verdict"], "troubles": []}
+    assert json.loads(lab.noray("plan", "--json", *lab.files).stdout)["deployment"] == lab.name
+    lines = [json.loads(line) for line in lab.noray("logs", "--json", "mock-0", "etcd-0").stdout.splitlines()]
+    assert {line["process"] for line in lines} == {"mock-0", "etcd-0"}
+    assert all(line.keys() == {"process", "run", "line"} for line in lines)
+
+
+def test_logs_of_two_names_say_whose_line_it_is(lab: Lab) -> None:
+    both = lab.noray("logs", "-n", "3", "mock-0", "etcd-0").stdout.splitlines()
+    assert sorted(line.partition(" | ")[0] for line in both) == ["etcd-0"] * 3 + ["mock-0"] * 3
+    service = lab.noray("logs", "-n", "1", "mock").stdout.splitlines()
+    assert sorted(line.partition(" | ")[0] for line in service) == ["mock-0", "mock-1", "mock-2"]
+    assert lab.noray("logs", "nobody", code=2).stderr.startswith("noray: nothing is called nobody")
+
+
+def test_ctrl_c_in_logs_touches_nothing(lab: Lab) -> None:
+    before = pids(lab.status())
+    with lab.terminal("logs", "-f", "-n", "1", "mock-0", "mock-1", "mock-2") as terminal:
+        for name in ("mock-0", "mock-1", "mock-2"):
+            terminal.expect(f"{name} | ")
+        terminal.text = ""
+        lab.chat()
+        terminal.expect("request completed")
+        terminal.press(CTRL_C)
+        assert terminal.wait() == 0
+        assert "Traceback" not in terminal.text
+    assert pids(lab.status()) == before
+    lab.chat()
+
+
+def test_up_again_changes_nothing(lab: Lab) -> None:
+    before = pids(lab.status())
+    assert "runs exactly this already" in lab.noray("up", "--detach", *lab.files).stdout
+    assert pids(lab.status()) == before
+
+
+def test_down_leaves_nothing(lab: Lab) -> None:
+    ports = [port for p in lab.status()["processes"] for port in p["ports"].values()]
+    done = lab.noray("down")
+    assert not lab.living()
+    assert not lab.claims()
+    assert done.stdout.splitlines()[-1] == "everything is down; nothing is left running"
+    assert "\x1b" not in done.stdout
+    for port in ports:
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(("0.0.0.0", port))
+    assert not [path for path in lab.place.rglob("*") if path.is_socket() or path.is_fifo()]
+    assert lab.status()["verdict"] == "STOPPED  nothing runs"
+
+
+def test_down_again_starts_nothing(lab: Lab) -> None:
+    def runs() -> list[Path]:
+        return sorted(lab.host_dir.glob(f"*/runs/{lab.name}/*/*"))
+
+    lab.down()
+    before = runs()
+    lab.down()
+    assert runs() == before
+
+
+def test_purge_forgets_it(lab: Lab) -> None:
+    assert json.loads(lab.noray("down", "--purge", "--json").stdout) == {"clean": True, "left": []}
+    until(lambda: not lab.living())
+    assert not lab.state.exists()
+    assert not [path for path in lab.host_dir.rglob("*") if lab.name in path.parts]
+    assert "no deployment is known here" in lab.noray("status", code=1).stderr
