@@ -20,7 +20,8 @@ KILL = {
     "link": "os.kill(os.getppid(), 9)",
     # All helpers of ours at one moment, the pump first if there is one; the waiting child lives on for its own end-of-file.
     "keeper-pump": (
-        "[os.kill(int(p), 9) for t in os.listdir('/proc/self/task') for p in open('/proc/self/task/%s/children' % t).read().split()"
+        "[os.kill(int(p), 9) for t in os.listdir('/proc/self/task')"
+        " for p in open('/proc/self/task/%s/children' % t).read().split()"
         " if open('/proc/%s/cmdline' % p, 'rb').read().startswith(b'noray-pump ')];"
         " os.kill(os.getpid(), 9)"
     ),

@@ -107,7 +107,7 @@ def test_a_fork_bomb(host: Host, link: Link) -> None:
     mark = host.deployment + "mark"
     link.started(argv=[*PY, bomb], env={"MARK": mark})
     told(link, "deaf")
-    assert len(marked(mark)) > 50
+    assert len(marked(mark)) > 10
     link.stopped(term_s=0.2)
     assert not marked(mark)
     host.assert_nothing_left()
