@@ -100,14 +100,15 @@ def test_a_fork_bomb(host: Host, link: Link) -> None:
         "    if os.fork() == 0:\n"
         "        os.setsid()\n"
         "        while True:\n"
-        "            time.sleep(0.05)\n"
+        "            time.sleep(0.3)\n"
         "            if os.fork(): os._exit(0)\n"
         "print('deaf', flush=True)\ntime.sleep(1000)\n"
     )
     mark = host.deployment + "mark"
     link.started(argv=[*PY, bomb], env={"MARK": mark})
     told(link, "deaf")
-    assert len(marked(mark)) > 10
+    # Each lives for 0.3 s: on a busy machine a look at /proc is slower than that, and finds few of them still there.
+    assert any(len(marked(mark)) > 10 for _ in range(20))
     link.stopped(term_s=0.2)
     assert not marked(mark)
     host.assert_nothing_left()
