@@ -60,17 +60,23 @@ def children(pid: int) -> List[int]:
 
 def descendants(pid: int, but_not: Set[int]) -> Dict[int, Process]:
     """Everything below `pid`, zombies included. Costs what the tree costs, not what the machine has."""
+    return {process.pid: process for process in walk(pid, but_not)}
+
+
+def walk(pid: int, but_not: Set[int]) -> Iterator[Process]:
+    """The same one by one, each just read: for who must be quicker than a fork bomb."""
     if not os.path.exists("/proc/thread-self/children"):
-        return _descendants_by_parent(pid, but_not)  # a kernel without CONFIG_PROC_CHILDREN
-    found: Dict[int, Process] = {}
+        yield from _descendants_by_parent(pid, but_not).values()  # a kernel without CONFIG_PROC_CHILDREN
+        return
+    found: Set[int] = set()
     todo = [child for child in children(pid) if child not in but_not]
     while todo:
         child = todo.pop()
         seen = read(child)
         if seen is not None and child not in found:
-            found[child] = seen
+            found.add(child)
+            yield seen
             todo += children(child)
-    return found
 
 
 def _descendants_by_parent(pid: int, but_not: Set[int]) -> Dict[int, Process]:

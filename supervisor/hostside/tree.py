@@ -13,13 +13,14 @@ import ctypes
 import errno
 import os
 import signal
-from typing import Dict, Optional, Set
+import time
+from typing import Dict, Iterator, Optional, Set
 
 from . import procfs
 
 PR_SET_CHILD_SUBREAPER = 36
 SYS_PIDFD_SEND_SIGNAL, SYS_PIDFD_OPEN = 424, 434  # the same on every architecture since Linux 5.3
-FREEZE_ROUNDS = 200  # a fork bomb stops growing long before: each round stops all it has seen
+FREEZE_S = 2.0  # a fork bomb stops growing long before; if not, those found die, and the sweep comes again
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -78,16 +79,28 @@ class Tree:
         return sum(send(process, number) for process in self.members().values())
 
     def kill(self) -> int:
-        """SIGKILL everybody, after SIGSTOPping until two looks agree: who is frozen cannot fork away from the sweep."""
+        """SIGKILL everybody, after SIGSTOPping until a look finds nobody new: who is frozen cannot fork away from the sweep."""
         frozen: Dict[int, procfs.Process] = {}
-        for _ in range(FREEZE_ROUNDS):
-            fresh = {pid: p for pid, p in self.members().items() if pid not in frozen}
-            if not fresh:
-                break
-            for process in fresh.values():
-                send(process, signal.SIGSTOP)
-            frozen.update(fresh)
+        until = time.monotonic() + FREEZE_S
+        grew = True
+        while grew and time.monotonic() < until:
+            grew = False
+            for process in self._walk():
+                if process.gone:
+                    self._reap(process)
+                elif process.pid not in frozen or frozen[process.pid].start != process.start:
+                    send(process, signal.SIGSTOP)
+                    frozen[process.pid] = process
+                    grew = True
         return sum(send(process, signal.SIGKILL) for process in frozen.values())
+
+    def _walk(self) -> Iterator[procfs.Process]:
+        return procfs.walk(os.getpid(), self.others) if self.parent else iter(self._followed().values())
+
+    def _reap(self, zombie: procfs.Process) -> None:
+        """A bomb's dead come to us faster than they are waited for elsewhere, and each makes the next look longer."""
+        if self.parent and zombie.ppid == os.getpid() and zombie.pid != self.pid:
+            os.waitpid(zombie.pid, os.WNOHANG)
 
 
 def send(process: procfs.Process, number: int) -> bool:
