@@ -65,8 +65,12 @@ class Controller:
         self.state, self.use = state, use
         self._files, self._plan = files, files.plan()
         self._since_s = time.time()
-        # A passing controller looks first; being told to stop ends the looking, and nothing was started for it.
-        self.fleet = Fleet(observing=use is not Use.SERVE, epoch_ms=int(time.time() * 1000), epoch_s=0.0)
+        self.fleet = Fleet(
+            observing=use is Use.OBSERVE,
+            stopping=use is Use.END,  # from the first fact on: it must start nothing
+            epoch_ms=int(time.time() * 1000),
+            epoch_s=0.0,
+        )
         self._changed = anyio.Event()
         self._links: dict[str, HostLink] = {}
         self._secrets: dict[str, Mapping[str, str]] = {}
@@ -248,7 +252,7 @@ class Controller:
         left = []
         for name, p in self.fleet.processes.items():
             host = self.fleet.hosts[p.wanted.host]
-            if p.seen is None and not host.up:
+            if p.state is State.UNKNOWN and not host.up:
                 left.append(f"not known: {name} ({host.name} does not answer: {host.why})")
             elif p.state not in (State.STOPPED, State.FAILED):
                 pid = f" (pid {p.seen.pid} on {p.wanted.host})" if p.seen and p.seen.pid else f" ({p.wanted.host})"

@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     write(show_plan(rows, look(), verbose=args.verbose, secrets=secrets))
     if changes is not None:
-        write("\n" + ("against what is running:\n" if changes else "what is running is exactly this\n"))
+        write("\n" + ("against what was last started:\n" if changes else "nothing differs from what was last started\n"))
         for change in changes:
             write(f"  {change['what']:8} {change['process']}  ({change['why']})\n")
     return 0

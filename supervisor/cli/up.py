@@ -21,6 +21,7 @@ from supervisor.cli.render.progress import CTRL_C, CTRL_C_AGAIN, Progress
 from supervisor.cli.render.why import show_why
 from supervisor.control.client import Client, ControllerLost, NoController, connect
 from supervisor.core.snapshot import Status
+from supervisor.core.verdict import word
 from supervisor.effects.statedir import Files, StateDir, of
 from supervisor.errors import NorayError
 
@@ -108,20 +109,25 @@ class Session:
 
     async def follow(self) -> None:
         """Until it is ready (--detach), until it failed to start, or until somebody ends it."""
-        ready_once = False
+        ready_once = down = False
         try:
             async with connect(self.state.socket) as client:
                 async for seen in self._snapshots(client):
                     self._show(seen)
+                    down = word(seen) == "STOPPED"
                     if self._ending is not None:
                         break
-                    ready_once = ready_once or seen["ready"]
+                    if seen["ready"] and not ready_once:
+                        ready_once = True
+                        self._say("requests go to " + ", ".join(seen["endpoints"]))
                     if self.detach and seen["ready"]:
                         return
                     if not ready_once and hopeless(seen):
                         await self._give_up(seen)
                         return
         except ControllerLost:
+            if self._ending is None and down:
+                return  # somebody else said `noray down`
             if self._ending is None:
                 self.code = 1
                 sys.stderr.write("noray: the controller ended; what runs goes on, unhealed (see: noray status)\n")

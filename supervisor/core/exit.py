@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import dataclass
+
+NAMED = frozenset(signal.Signals)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +24,9 @@ class Exit:
         if self.message:
             return self.message
         if self.signal is not None:
-            return f"killed by signal {self.signal}"
+            return (
+                f"killed by {signal.Signals(self.signal).name}" if self.signal in NAMED else f"killed by signal {self.signal}"
+            )
         if self.code is not None:
-            return f"exit code {self.code}"
+            return f"exited {self.code}"
         return self.cause or "exit code unknown"

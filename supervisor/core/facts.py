@@ -38,6 +38,7 @@ class RunState:
     fenced_ms: int | None = None
     notes: tuple[str, ...] = ()
     asked: bool = False
+    heir: bool = False  # its first keeper is dead
     tail: str = ""  # the last lines of its log, of runs that ended
 
 

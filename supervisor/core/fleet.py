@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from .actions import Action, Stop
+from .actions import Action, Stop, Unwatch, Watch
 from .facts import Due, Fact, HostFound, HostLost, Phase, Planned, Probed, RunState, StopAsked, Told
-from .process import AT_REST, WAITING, Body, Event, Process, State, at_rest, settle, step, unseen
+from .process import AT_REST, Body, Event, Process, State, at_rest, settle, step, with_run
 from .wanted import Wanted
 
 BASE32 = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's: sorts like the numbers it stands for
@@ -29,6 +29,18 @@ class Host:
     boot_id: str = ""
     since_s: float = 0.0
 
+    @property
+    def unasked(self) -> bool:
+        return not self.up and self.why == NOT_YET_ASKED
+
+
+@dataclass(frozen=True, slots=True)
+class Surplus:
+    """A run of ours that no plan wants. It is ended, and nothing else of its process is spawned before it is gone."""
+
+    host: str
+    state: RunState
+
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
@@ -37,50 +49,37 @@ class Fleet:
     observing: bool = False  # only look: nobody will restart what failed, and nothing is asked of the world
     stopping: bool = False
     skip_drain: bool = False
-    surplus: Mapping[str, RunState] = field(default_factory=dict)  # runs of ours that no plan wants, until they are gone
+    surplus: Mapping[str, Surplus] = field(default_factory=dict)  # by run, until it is gone
+    wanted: Mapping[str, Wanted] = field(default_factory=dict)  # what the files say; processes follow as fast as they can
     epoch_ms: int = 0  # wall clock at which `now_s` was `epoch_s`: run ids sort by real time
     epoch_s: float = 0.0
     runs: int = 0
 
     @property
     def stopped(self) -> bool:
-        """Everything we could reach is down and proven gone."""
+        """Everything is down and proven gone."""
         return self.stopping and not self.surplus and all(p.state in AT_REST for p in self.processes.values())
 
     @property
     def stuck_stopping(self) -> bool:
         """Nothing more can be ended by waiting: the rest is stuck, or on hosts that do not answer."""
         held = {*AT_REST, State.STUCK, State.UNKNOWN}
-        return self.stopping and not self.surplus and all(p.state in held for p in self.processes.values())
+        surplus = all(s.state.phase is Phase.STUCK or not self.hosts[s.host].up for s in self.surplus.values())
+        return self.stopping and surplus and all(p.state in held for p in self.processes.values())
 
 
 Result = tuple[Fleet, tuple[Action, ...]]
 
 
-def _planned(fleet: Fleet, wanted: Mapping[str, Wanted], now_s: float) -> Fleet:
-    """New ones wait for their host, changed ones are replaced once stopped, the others are stopped and then forgotten."""
-    processes = dict(fleet.processes)
-    for name, want in wanted.items():
-        old = processes.get(name)
-        fresh = Process(want, since_s=now_s, spawnable=old is None and fleet.hosts.get(want.host, Host("")).up)
-        processes[name] = replace(old, wanted=want, up=True) if old and old.wanted.host == want.host else fresh
-        if old is not None and old.state in AT_REST:
-            processes[name] = replace(fresh, spawnable=fleet.hosts.get(want.host, Host("")).up)
-    for name in processes.keys() - wanted.keys():
-        processes[name] = replace(processes[name], up=False)
-    hosts = {p.wanted.host: fleet.hosts.get(p.wanted.host, Host(p.wanted.host)) for p in processes.values()}
-    return replace(fleet, processes=processes, hosts={**fleet.hosts, **hosts})
-
-
 def step_fleet(fleet: Fleet, fact: Fact, now_s: float) -> Result:
-    """The one way the fleet moves."""
+    """The one way the fleet moves. A fact that is told again changes nothing."""
     actions: tuple[Action, ...] = ()
     match fact:
         case Planned(wanted):
             fleet = _planned(fleet, wanted, now_s)
         case Told(host, state):
             fleet, actions = _told(fleet, host, state, now_s)
-        case HostFound():
+        case HostFound(host) if host not in fleet.hosts or not fleet.hosts[host].up:
             fleet, actions = _host_found(fleet, fact, now_s)
         case HostLost():
             fleet, actions = _host_lost(fleet, fact, now_s)
@@ -90,8 +89,50 @@ def step_fleet(fleet: Fleet, fact: Fact, now_s: float) -> Result:
             fleet, actions = _move(fleet, process, Event.DUE, None, now_s)
         case StopAsked(skip_drain):
             fleet, actions = _stop_asked(fleet, skip_drain)
+    if fleet.observing:
+        return fleet, tuple(a for a in actions if isinstance(a, Watch | Unwatch))
     fleet, more = _settle_all(fleet, now_s)
-    return fleet, (*actions, *more)
+    followed = _follow_plan(fleet, now_s)
+    if followed is fleet:
+        return fleet, (*actions, *more)
+    fleet, last = _settle_all(followed, now_s)
+    return fleet, (*actions, *more, *last)
+
+
+def _planned(fleet: Fleet, wanted: Mapping[str, Wanted], now_s: float) -> Fleet:
+    """New ones wait for their host, changed ones are replaced once stopped, the others are stopped and then forgotten."""
+    names = dict.fromkeys((*wanted, *fleet.processes))
+    hosts = {want.host: Host(want.host) for want in wanted.values()}
+    fleet = replace(fleet, wanted=wanted, hosts={**hosts, **fleet.hosts})
+    processes: dict[str, Process] = {}
+    for name in names:
+        old, want = fleet.processes.get(name), wanted.get(name)
+        if old is None or (want is not None and old.state in AT_REST):
+            processes[name] = _fresh(fleet, wanted[name], now_s)
+        elif want is None or want.host != old.wanted.host:
+            processes[name] = replace(old, up=False)
+        else:
+            processes[name] = replace(old, wanted=want, up=not fleet.stopping)
+    return _follow_plan(replace(fleet, processes=processes), now_s)
+
+
+def _fresh(fleet: Fleet, want: Wanted, now_s: float) -> Process:
+    host = fleet.hosts[want.host]
+    fresh = Process(want, since_s=now_s, up=not fleet.stopping, spawnable=host.up, skip_drain=fleet.skip_drain)
+    return fresh if host.up or host.unasked else replace(fresh, state=State.UNKNOWN, reason=host.why)
+
+
+def _follow_plan(fleet: Fleet, now_s: float) -> Fleet:
+    """Forget what no plan wants once nothing of it is left; what moved begins anew on its new host."""
+    processes: dict[str, Process] = {}
+    for name, process in fleet.processes.items():
+        want = fleet.wanted.get(name)
+        in_place = want is not None and want.host == process.wanted.host
+        if in_place or (process.run and process.state not in AT_REST):
+            processes[name] = process
+        elif want is not None:
+            processes[name] = _fresh(fleet, want, now_s)
+    return fleet if processes == fleet.processes else replace(fleet, processes=processes)
 
 
 def _is_about(fleet: Fleet, process: str, run: str) -> bool:
@@ -106,24 +147,29 @@ def _move(fleet: Fleet, name: str, event: Event, body: Body, now_s: float) -> Re
 def _told(fleet: Fleet, host: str, state: RunState, now_s: float) -> Result:
     if state.run in fleet.surplus:
         surplus = {run: s for run, s in fleet.surplus.items() if run != state.run}
-        return replace(fleet, surplus=surplus if state.phase is Phase.GONE else {**surplus, state.run: state}), ()
+        return replace(
+            fleet, surplus=surplus if state.phase is Phase.GONE else {**surplus, state.run: Surplus(host, state)}
+        ), ()
     if not _is_about(fleet, state.process, state.run) or fleet.processes[state.process].wanted.host != host:
         return fleet, ()
+    if fleet.processes[state.process].over:
+        return fleet, ()  # the dead do not rise: an old fact
     return _move(fleet, state.process, EVENT_OF[state.phase], state, now_s)
 
 
 def _host_found(fleet: Fleet, found: HostFound, now_s: float) -> Result:
     """Adopt what is wanted, end what is not, and tell every other process of that host that it has no run."""
     host = Host(found.host, up=True, why="", boot_id=found.boot_id, since_s=now_s)
-    fleet = replace(fleet, hosts={**fleet.hosts, found.host: host})
+    elsewhere = {run: s for run, s in fleet.surplus.items() if s.host != found.host}
+    fleet = replace(fleet, hosts={**fleet.hosts, found.host: host}, surplus=elsewhere)
     actions: list[Action] = []
     told: set[str] = set()
-    for state in sorted(found.runs, key=lambda s: (s.phase is Phase.GONE, s.run)):
+    for state in sorted(found.runs, key=lambda s: (s.phase is Phase.GONE, not _is_about(fleet, s.process, s.run), s.run)):
         process = fleet.processes.get(state.process)
         wanted = process is not None and process.wanted.host == found.host and state.process not in told
         if process is not None and wanted and _may_adopt(process, state):
             told.add(state.process)
-            adopted = replace(process, run=state.run)
+            adopted = with_run(process, state.run, now_s)
             fleet = replace(fleet, processes={**fleet.processes, state.process: adopted})
             fleet, more = _move(fleet, state.process, EVENT_OF[state.phase], state, now_s)
             actions += more
@@ -131,8 +177,8 @@ def _host_found(fleet: Fleet, found: HostFound, now_s: float) -> Result:
             told.add(state.process)
             fleet = replace(fleet, processes={**fleet.processes, state.process: at_rest(process, state, now_s)})
         elif state.phase is not Phase.GONE:
-            fleet = replace(fleet, surplus={**fleet.surplus, state.run: state})
-            actions.append(Stop(found.host, state.run, SURPLUS_TERM_S))
+            fleet = replace(fleet, surplus={**fleet.surplus, state.run: Surplus(found.host, state)})
+            actions.append(Stop(found.host, state.run, 0.0 if fleet.skip_drain else SURPLUS_TERM_S))
     for name, process in fleet.processes.items():
         if fleet.observing and process.wanted.host == found.host and name not in told:
             fleet = replace(fleet, processes={**fleet.processes, name: at_rest(process, None, now_s)})
@@ -154,31 +200,29 @@ def _host_lost(fleet: Fleet, fact: HostLost, now_s: float) -> Result:
     fleet = replace(fleet, hosts={**fleet.hosts, fact.host: host})
     actions: list[Action] = []
     for name, process in fleet.processes.items():
-        if process.wanted.host == fact.host and fleet.observing and not process.run:
-            fleet = replace(fleet, processes={**fleet.processes, name: unseen(process, fact.why, now_s)})
-        elif process.wanted.host == fact.host:
+        if process.wanted.host == fact.host:
             fleet, more = _move(fleet, name, Event.LOST, fact.why, now_s)
             actions += more
     return fleet, tuple(actions)
 
 
 def _stop_asked(fleet: Fleet, skip_drain: bool) -> Result:
-    fleet = replace(fleet, observing=False, stopping=True, skip_drain=fleet.skip_drain or skip_drain)
-    if not skip_drain:
-        return fleet, ()
+    """Everything is wished down at once; `_turn` says whose turn it is. To skip the drain is asked once for each run."""
     hurry: list[Action] = []
     processes = dict(fleet.processes)
     for name, process in processes.items():
-        processes[name] = replace(process, skip_drain=True)
-        if process.state in (State.DRAINING, State.STOPPING) and process.run:
+        processes[name] = replace(process, up=False, skip_drain=process.skip_drain or skip_drain)
+        if skip_drain and not process.skip_drain and process.state in (State.DRAINING, State.STOPPING):
             hurry.append(Stop(process.wanted.host, process.run, 0.0))
-    return replace(fleet, processes=processes), tuple(hurry)
+    if skip_drain and not fleet.skip_drain:
+        hurry += [Stop(s.host, run, 0.0) for run, s in fleet.surplus.items() if fleet.hosts[s.host].up]
+    fleet = replace(fleet, processes=processes, stopping=True, skip_drain=fleet.skip_drain or skip_drain)
+    return fleet, tuple(hurry)
 
 
 def _settle_all(fleet: Fleet, now_s: float) -> Result:
-    if fleet.observing:
-        return fleet, ()
-    fleet = _lower_next_rank(fleet)
+    turn = _turn(fleet)
+    ending = {s.state.process for s in fleet.surplus.values()}
     actions: list[Action] = []
     processes = dict(fleet.processes)
     runs = fleet.runs
@@ -189,25 +233,19 @@ def _settle_all(fleet: Fleet, now_s: float) -> Result:
         return run_id(fleet.epoch_ms + int((now_s - fleet.epoch_s) * 1000), runs)
 
     for name, process in fleet.processes.items():
-        processes[name], more = settle(process, now_s, new_run)
+        may_stop = turn is None or process.wanted.stop_rank <= turn
+        processes[name], more = settle(process, now_s, new_run, may_spawn=name not in ending, may_stop=may_stop)
         actions += more
     return replace(fleet, processes=processes, runs=runs), tuple(actions)
 
 
-def _lower_next_rank(fleet: Fleet) -> Fleet:
-    """While stopping: wish down the lowest rank that is not at rest. Who cannot be reached holds nobody up.
-
-    What has no run at the moment is wished down at once, whatever its rank: a stop starts nothing.
-    """
+def _turn(fleet: Fleet) -> int | None:
+    """While stopping: the lowest rank that is not at rest; None = no order. Who cannot be reached holds nobody up."""
     if not fleet.stopping:
-        return fleet
-    waiting = {p.wanted.stop_rank for p in fleet.processes.values() if p.state not in {*AT_REST, State.UNKNOWN, State.STUCK}}
-    lowest = min(waiting, default=None)
-    processes = {
-        name: replace(p, up=False) if lowest is None or p.wanted.stop_rank <= lowest or p.state in WAITING else p
-        for name, p in fleet.processes.items()
-    }
-    return replace(fleet, processes=processes)
+        return None
+    rest = {*AT_REST, State.UNKNOWN, State.STUCK, State.BACKOFF}
+    holds = [p for p in fleet.processes.values() if p.state not in rest and not (p.state is State.PENDING and p.free)]
+    return min((p.wanted.stop_rank for p in holds), default=None)
 
 
 def run_id(at_ms: int, count: int) -> str:

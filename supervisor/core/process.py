@@ -17,7 +17,7 @@ from __future__ import annotations
 import enum
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from .actions import Action, Spawn, Stop, TellFence, Unwatch, WakeAt, Watch
 from .diagnosis import diagnose
@@ -42,7 +42,6 @@ class State(enum.StrEnum):
 
 LIVE = {State.STARTING, State.READY, State.DRAINING, State.STOPPING, State.STUCK}  # a run of it exists on its host
 AT_REST = {State.STOPPED, State.FAILED}
-WAITING = {State.PENDING, State.BACKOFF}  # no run of it exists, and the next is wanted
 
 
 class Event(enum.StrEnum):
@@ -80,7 +79,18 @@ class Process:
     last_exit: Exit | None = None
     tail: str = ""
     skip_drain: bool = False
-    spawnable: bool = field(default=False)  # its host is there and this run number may be spawned
+    spawnable: bool = False  # its host is there and has no run of it
+    asked: bool = False  # we asked this run to end: that it does is no failure
+
+    @property
+    def over(self) -> bool:
+        """Its last run is proven gone, and no other was started since."""
+        return self.seen is not None and self.seen.phase is Phase.GONE
+
+    @property
+    def free(self) -> bool:
+        """No run of it lives."""
+        return self.spawnable or self.over
 
 
 Step = tuple[Process, tuple[Action, ...]]
@@ -98,6 +108,19 @@ def chance(run: str) -> float:
     return zlib.crc32(run.encode()) / 0xFFFFFFFF
 
 
+def patience_s(process: Process) -> float:
+    """How long its leader may take after SIGTERM, which is also its drain."""
+    return 0.0 if process.skip_drain else process.wanted.drain_s + process.wanted.term_s
+
+
+def with_run(process: Process, run: str, now_s: float) -> Process:
+    """As it is when this run is the one it is about; nothing of an earlier run is carried over."""
+    if run == process.run:
+        return process
+    return replace(process, run=run, seen=None, spawnable=False, was_ready=False, proven=False, instance="", stage="",
+                   progress=-1, progress_s=now_s, asked=False, next_attempt_s=None)  # fmt: skip
+
+
 # --- handlers: <what> as a function of (process, body, now) ---------------------------------------------------------------
 
 
@@ -108,10 +131,10 @@ def ignore(process: Process, body: Body, now_s: float) -> Step:
 def running(process: Process, body: Body, now_s: float) -> Step:
     """Its host says the run lives: the start succeeded, or we come back to it after an absence."""
     assert isinstance(body, RunState)
-    known = process.seen is not None and process.seen.pid == body.pid and process.state is not State.UNKNOWN
-    if known:
+    if process.state in (State.STARTING, State.READY) and process.seen is not None:
         return replace(process, seen=body), ()
-    process = to(replace(process, seen=body, last_known=None), State.STARTING, "", now_s)
+    process = replace(process, seen=body, last_known=None, spawnable=False, next_attempt_s=None)
+    process = to(process, State.STARTING, "", now_s)
     process = replace(process, progress_s=now_s, stage=process.stage or "started")
     wake = WakeAt(process.wanted.name, body.run, now_s + process.wanted.stall_s)
     return process, (Watch(process.wanted.name, body.run), wake)
@@ -121,7 +144,11 @@ def running_while_stopping(process: Process, body: Body, now_s: float) -> Step:
     assert isinstance(body, RunState)
     draining = body.stop_step in (None, "term_leader")
     state = State.DRAINING if draining and process.state is not State.STOPPING else State.STOPPING
-    return to(replace(process, seen=body), state, process.reason, now_s), ()
+    # A keeper that does not know of the stop any more: it died with the word, and its heir has not heard it.
+    was = process.seen
+    forgot = not body.asked and was is not None and (was.asked or body.heir != was.heir)
+    again = (Stop(process.wanted.host, process.run, patience_s(process)),) if forgot else ()
+    return to(replace(process, seen=body), state, process.reason, now_s), again
 
 
 def ended(process: Process, body: Body, now_s: float) -> Step:
@@ -144,8 +171,9 @@ def gone(process: Process, body: Body, now_s: float) -> Step:
     unwatch = Unwatch(process.wanted.name)
     if not process.up:
         return to(process, State.STOPPED, "", now_s), (unwatch,)
-    if body.asked and body.launch_hash and body.launch_hash != process.wanted.launch_hash:
-        return to(replace(process, spawnable=True), State.PENDING, "its definition changed", now_s), (unwatch,)
+    outdated = body.asked and body.launch_hash not in ("", process.wanted.launch_hash)  # asked by an earlier controller
+    if process.asked or outdated:
+        return to(replace(process, spawnable=True), State.PENDING, process.reason, now_s), (unwatch,)
     cause = diagnose(last, process.tail)
     decision = process.wanted.restart.decide(process.restarts_s, now_s, cause, process.was_ready, chance(body.run))
     match decision:
@@ -169,17 +197,17 @@ def probed(process: Process, body: Body, now_s: float) -> Step:
     process = replace(process, instance=body.instance or process.instance, progress_s=now_s if moved else process.progress_s)
     if body.ready:
         return to(replace(process, was_ready=True), State.READY, "" if process.proven else body.stage, now_s), actions
-    wake = (
-        () if process.state is State.STARTING else (WakeAt(process.wanted.name, process.run, now_s + process.wanted.stall_s),)
-    )
-    return to(process, State.STARTING, body.stage, now_s), (*actions, *wake)
+    if process.state is not State.STARTING:
+        actions += (WakeAt(process.wanted.name, process.run, now_s + process.wanted.stall_s),)
+    return to(process, State.STARTING, "", now_s), actions
 
 
 def stalled(process: Process, body: Body, now_s: float) -> Step:
     """A start fails on no progress, not on age."""
+    due_s = process.progress_s + process.wanted.stall_s
+    if now_s < due_s:
+        return process, (WakeAt(process.wanted.name, process.run, due_s),)
     quiet_s = now_s - process.progress_s
-    if quiet_s < process.wanted.stall_s:
-        return process, (WakeAt(process.wanted.name, process.run, process.progress_s + process.wanted.stall_s),)
     reason = f"no progress for {quiet_s:.0f} s while {process.stage or 'starting'}"
     stop = Stop(process.wanted.host, process.run, process.wanted.term_s)
     return to(process, State.STOPPING, reason, now_s), (Unwatch(process.wanted.name), stop)
@@ -195,15 +223,22 @@ def absent(process: Process, body: Body, now_s: float) -> Step:
     return to(replace(process, spawnable=True, last_known=None), State.PENDING, process.reason, now_s), ()
 
 
+def free_again(process: Process, body: Body, now_s: float) -> Step:
+    """Told once more that the last run is gone, by a host that was away meanwhile. Its end has been counted."""
+    return replace(process, spawnable=True), ()
+
+
 def vanished(process: Process, body: Body, now_s: float) -> Step:
     """A run we knew is on nobody's record (its directory was wiped): it can no longer be owned, so it counts as gone."""
+    if not process.run:
+        return absent(process, body, now_s)
     record = Exit(None, None, 0, False, "its host has no record of it")
     state = process.seen or RunState(process.run, process.wanted.name, Phase.GONE)
     return gone(process, replace(state, phase=Phase.GONE, exit=record), now_s)
 
 
 def lost(process: Process, body: Body, now_s: float) -> Step:
-    process = replace(process, last_known=process.state, spawnable=False)
+    process = replace(process, last_known=process.state if process.run else None, spawnable=False)
     return to(process, State.UNKNOWN, str(body), now_s), (Unwatch(process.wanted.name),)
 
 
@@ -212,12 +247,15 @@ def lost_at_rest(process: Process, body: Body, now_s: float) -> Step:
 
 
 def waiting_lost(process: Process, body: Body, now_s: float) -> Step:
+    """Its last run is proven gone, so nothing of it is unknown; of a host that never answered everything is."""
+    if not process.over:
+        return lost(process, body, now_s)
     return to(replace(process, spawnable=False), State.PENDING, str(body), now_s), ()
 
 
 E, S = Event, State
 ROWS: Mapping[State, Mapping[Event, Handler]] = {
-    S.PENDING: {E.RUNNING: running, E.ENDED: ended, E.STUCK: stuck, E.GONE: gone, E.PROBED: ignore, E.DUE: ignore,
+    S.PENDING: {E.RUNNING: running, E.ENDED: ended, E.STUCK: stuck, E.GONE: free_again, E.PROBED: ignore, E.DUE: ignore,
                 E.LOST: waiting_lost, E.ABSENT: absent},
     S.STARTING: {E.RUNNING: running, E.ENDED: ended, E.STUCK: stuck, E.GONE: gone, E.PROBED: probed, E.DUE: stalled,
                  E.LOST: lost, E.ABSENT: vanished},
@@ -252,29 +290,25 @@ def at_rest(process: Process, state: RunState | None, now_s: float) -> Process:
     return to(process, State.FAILED, cause + detail, now_s)
 
 
-def unseen(process: Process, why: str, now_s: float) -> Process:
-    """What an onlooker says of a process whose host has never answered him: it may well run."""
-    return to(process, State.UNKNOWN, why, now_s)
-
-
 def step(process: Process, event: Event, body: Body, now_s: float) -> Step:
     """Move one process by one event. The caller has already dropped events about other runs."""
     return TABLE[process.state, event](process, body, now_s)
 
 
-def settle(process: Process, now_s: float, new_run: Callable[[], str]) -> Step:
-    """Ask for what brings the state nearer to the wish; nothing when it is there or on its way. Idempotent."""
+def settle(process: Process, now_s: float, new_run: Callable[[], str], *, may_spawn: bool, may_stop: bool) -> Step:
+    """Ask for what brings the state nearer to the wish; nothing when it is there or on its way. Idempotent.
+
+    The fleet says when a wish must wait: `may_spawn` while another run of it is ending, `may_stop` until its turn comes.
+    """
     name, host = process.wanted.name, process.wanted.host
     outdated = process.seen is not None and process.seen.launch_hash not in ("", process.wanted.launch_hash)
-    if process.state in (State.STARTING, State.READY) and (not process.up or outdated):
-        term_s = 0.0 if process.skip_drain else process.wanted.drain_s + process.wanted.term_s
+    if process.state in (State.STARTING, State.READY) and may_stop and (not process.up or outdated):
         reason = "its definition changed" if process.up else "asked to stop"
-        return to(process, State.DRAINING, reason, now_s), (Unwatch(name), Stop(host, process.run, term_s))
-    if process.state in WAITING and not process.up:
+        process = replace(process, asked=True)
+        return to(process, State.DRAINING, reason, now_s), (Unwatch(name), Stop(host, process.run, patience_s(process)))
+    if not process.up and (process.state is State.BACKOFF or (process.state is State.PENDING and process.free)):
         return to(replace(process, next_attempt_s=None), State.STOPPED, "", now_s), ()
-    if process.state is State.PENDING and process.up and process.spawnable:
+    if process.state is State.PENDING and process.up and process.spawnable and may_spawn:
         run = new_run()
-        process = replace(process, run=run, seen=None, spawnable=False, was_ready=False, proven=False, instance="", stage="",
-                          progress=-1, progress_s=now_s)  # fmt: skip
-        return to(process, State.STARTING, "", now_s), (Spawn(name, host, run),)
+        return to(with_run(process, run, now_s), State.STARTING, "", now_s), (Spawn(name, host, run),)
     return process, ()

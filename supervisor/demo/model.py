@@ -12,6 +12,7 @@ and decodes to itself; a few merges make common English words one token each, so
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -150,3 +151,7 @@ def _apply(merges: list[tuple[str, str]], pieces: list[str]) -> list[str]:
                 merged.append(piece)
         pieces = merged
     return pieces
+
+
+if __name__ == "__main__":
+    write_tiny_model(Path(sys.argv[1]))

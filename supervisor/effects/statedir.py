@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,9 @@ from supervisor.errors import NorayError, UsageError
 from supervisor.plan.build import Plan, build
 from supervisor.spec import parse_deployment, parse_inventory
 from supervisor.spec.inventory import load_inventory
+
+# Its controller's lock and socket mean nothing there. Hosts refuse the same for theirs: transport/stage_one.py.
+REMOTE = re.compile(r"nfs|cifs|smb|lustre|gpfs|fuse|ceph|afs|9p|virtiofs|beegfs|gluster")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +65,11 @@ class StateDir:
         return self.path / "alive"
 
     def create(self) -> None:
+        """Raises NorayError on a file system that several machines may share."""
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        kind = file_system(self.path)
+        if REMOTE.match(kind):
+            raise NorayError(f"{self.path} is on {kind}, which other machines may write too", "set NORAY_STATE to a local disk")
 
     def save(self, files: Files) -> None:
         """Whole or not at all."""
@@ -100,6 +108,17 @@ class StateDir:
 
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
+
+
+def file_system(path: Path) -> str:
+    """The type of the file system that holds `path`, as /proc/self/mountinfo says it (proc(5))."""
+    device = os.stat(path).st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        mount, _, source = line.partition(" - ")
+        if mount.split()[2] == wanted:
+            return source.split()[0]
+    return "unknown"
 
 
 def root() -> Path:

@@ -16,7 +16,7 @@ import signal
 import socket
 import sys
 import time
-from typing import Any, Dict, Optional, Set
+from typing import Any, Dict, Optional
 
 from . import VERSION, birth, http, procfs, pump, rundir
 from .reactor import Lines, Reactor
@@ -47,7 +47,7 @@ class Link:
         self.read_only = True
         self.states: Dict[str, Dict[str, Any]] = {}  # run -> last state told
         self.keepers: Dict[str, Lines] = {}
-        self.waiting: Optional[Set[str]] = None  # runs whose first word hello waits for
+        self.waiting: Optional[Dict[str, Run]] = None  # whose keeper's first word hello waits for
         self.heard = time.monotonic()
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -90,7 +90,7 @@ class Link:
             if newer:
                 return self._refuse(newer)
             self._write_epoch()
-        self.waiting = set()
+        self.waiting = {}
         latest: Dict[str, Run] = {}
         for run in rundir.runs(self.base, self.deployment):
             if run.finished:
@@ -115,6 +115,11 @@ class Link:
     def _answer_hello(self) -> None:
         if self.waiting is None:
             return
+        for run in self.waiting.values():
+            # A keeper too slow to answer owns its run all the same: left out, it would be started a second time.
+            spec, record = run.record("spec.json") or {}, run.record("run.json") or {}
+            note = "its keeper has not answered yet"
+            self.states[run.run] = run_state(run, spec, record, run.record("exit.json"), "running", notes=[note])
         self.waiting = None
         self.line.send({"hello": dict(host_facts(self.base), runs=list(self.states.values()))})
 
@@ -122,7 +127,7 @@ class Link:
         run = state["run"]
         self.states[run] = state
         if self.waiting is not None:
-            self.waiting.discard(run)
+            self.waiting.pop(run, None)
             self._heard_all()
         else:
             self.line.send({"state": state})
@@ -184,7 +189,7 @@ class Link:
         if run.finished:
             return self._tell(finished_state(run))
         if self.waiting is not None:
-            self.waiting.add(run.run)
+            self.waiting[run.run] = run
         record = run.record("run.json")
         lock = run.lock_if_abandoned()
         if lock is not None:

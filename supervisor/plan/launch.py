@@ -91,11 +91,11 @@ def _environment(plan: Plan, facts: HostFacts, python: str, layers: list[Mapping
     env = {key: value for key, value in facts.login.items() if not key.startswith(NEVER_INHERITED)}
     binaries = python.rpartition("/")[0]
     env["PATH"] = ":".join(part for part in (binaries, env.get("PATH", "/usr/local/bin:/usr/bin:/bin")) if part)
-    peers = ",".join(sorted({*plan.addresses.values(), "localhost", "127.0.0.1"}))
-    for key in ("no_proxy", "NO_PROXY"):
-        env[key] = ",".join(part for part in (env.get(key, ""), peers) if part)
     env["SPT_NOENV"] = "1"  # else setproctitle wipes the environment that identifies a stray process
     env["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     for layer in layers:
         env.update(layer)
+    peers = ",".join(sorted({*plan.addresses.values(), "localhost", "127.0.0.1"}))
+    for key in ("no_proxy", "NO_PROXY"):  # added to, whoever set it: peers are never behind a proxy
+        env[key] = ",".join(part for part in (env.get(key, ""), peers) if part)
     return env

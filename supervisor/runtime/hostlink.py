@@ -61,7 +61,8 @@ class HostLink:
                     await self._serve(transport)
                 finally:
                     self.transport, self._out = None, None
-                    self._replies.clear()
+                    for waiting in self._replies.values():
+                        waiting.close()  # whoever waits learns it now, not at its time-out
                     with anyio.CancelScope(shield=True), anyio.move_on_after(2.0):
                         await transport.aclose()
             except HostRefused as refusal:
@@ -95,8 +96,10 @@ class HostLink:
             with anyio.fail_after(timeout_s):
                 self.post({**message, "id": number})
                 return await receive.receive()
-        except (TimeoutError, anyio.EndOfStream):
+        except TimeoutError:
             raise HostUnreachable(f"{self.name} did not answer within {timeout_s:g} s") from None
+        except anyio.EndOfStream:
+            raise HostUnreachable(f"the line to {self.name} broke") from None
         finally:
             self._replies.pop(number, None)
             send.close()

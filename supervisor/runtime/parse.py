@@ -30,6 +30,7 @@ def run_state(said: Mapping[str, Any]) -> RunState:
         fenced_ms=fenced.get("at") if "error" not in fenced else None,
         notes=tuple(said.get("notes", ())),
         asked=bool(said.get("asked")),
+        heir=bool(said.get("heir")),
         tail=text(said.get("tail", "")),
     )
 

@@ -62,7 +62,7 @@ def ended(last: ExitStatus) -> str:
 def because(process: ProcessStatus) -> str:
     """The reason, and how it ended where the reason does not already say so."""
     reason, last = plain(process["reason"]), process["last_exit"]
-    if last is None or process["state"] == "ready":
+    if last is None or process["state"] in ("ready", "draining"):  # its last exit is an older story
         return reason
     if not reason:
         return ended(last)

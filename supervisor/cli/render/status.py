@@ -95,5 +95,5 @@ def hosts(status: Status, look: Look) -> list[str]:
         rows.append([*lead, Cell(", ".join(filter(None, (heard, plain(host.get("reason", ""))))))])
     lines = table(rows, look, indent=GAP, wrapped=True)
     if len(bad) > MOST:
-        lines += wrap(f"and {len(bad) - MOST} more hosts: noray hosts", look.width, GAP, GAP)
+        lines += wrap(f"and {len(bad) - MOST} more hosts: noray status --all", look.width, GAP, GAP)
     return lines

@@ -54,7 +54,7 @@ def silent_host(status: Status, host: HostStatus) -> Trouble:
         names = listing([plain(p["name"]) for p in there])
         says += f" What runs there is unknown, not dead: {names}{f' (last known: {listing(was)})' if was else ''}."
     about_names = {host["name"], *(p["name"] for p in there), *(p["service"] for p in there)}
-    return Trouble(heard, frozenset(about_names), says, next=(f"ssh {name} true", "noray hosts"))
+    return Trouble(heard, frozenset(about_names), says, next=(f"ssh {name} true", "noray status --all"))
 
 
 def processes(status: Status) -> Iterable[Trouble]:
@@ -98,19 +98,19 @@ def of_processes(group: Sequence[ProcessStatus], now: float) -> Trouble:
     next_: tuple[str, ...] = (f"noray logs {name} --previous",)
     match first["state"]:
         case "failed":
-            says = f"{who} {'has' if one else 'have'} failed{tried}, down{when} until started by hand"
-            next_ = (f"noray logs {name} --first-failure", f"noray start {plain(first['service'])}")
+            says = f"{who} {'has' if one else 'have'} failed{tried}, down{when} until tried again"
+            next_ = (f"noray logs {name} --first-failure", "noray up")
         case "backoff":
             again = first["next_attempt_at"]
             soon = "" if again is None else f", next try in {ahead(again - now)}"
             says = f"{who} {is_} down{when}{tried}{soon}"
         case "stuck":
             says = f"{who} cannot be ended{when}; its GPUs and ports stay claimed until it is gone"
-            next_ = (f"noray hosts {plain(first['host'])}", f"noray logs {name}")
+            next_ = (f"noray logs {name}",)
         case "unknown":
             was = plain(first["last_known_state"])
             says = f"{who} {is_} unknown{when}{f', last known {was}' if was else ''}"
-            next_ = ("noray hosts",)
+            next_ = ("noray status --all",)
         case _ if first["cordoned"]:
             says = f"{who} {is_} cordoned{when} and {'gets' if one else 'get'} no requests"
             next_ = (f"noray uncordon {name}",)

@@ -1,0 +1,256 @@
+"""Histories of one process: what it is told, what it becomes, what it asks for."""
+
+from __future__ import annotations
+
+import pytest
+
+from supervisor.core.actions import Spawn, Stop, TellFence, Unwatch, WakeAt, Watch
+from supervisor.core.facts import Due, Phase, Probed, Told
+from supervisor.core.fleet import Fleet, run_id
+from supervisor.core.process import State
+from supervisor.core.restart import RestartPolicy
+from tests.core.world import World, exited, run_state, spawns, stops, up, wanted
+
+
+def test_from_nothing_to_ready() -> None:
+    world = World()
+    assert world.plan(wanted()) == ()
+    assert world.state == "pending"
+    assert world.found() == (Spawn("qwen-0", "gpu01", world.run),)
+    assert world.state == "starting"
+    assert world.told(Phase.RUNNING) == (Watch("qwen-0", world.run), WakeAt("qwen-0", world.run, 300.0))
+    assert world.tell(Probed("qwen-0", world.run, "registered", ready=False, instance="77")) == (
+        TellFence("gpu01", world.run, "77"),
+    )
+    assert world.state == "starting"
+    assert world.ready(instance="77") == ()
+    assert (world.state, world["qwen-0"].proven, world["qwen-0"].reason) == ("ready", True, "")
+
+
+def test_run_ids_sort_by_time_and_never_repeat() -> None:
+    ids = [run_id(at, count) for at in (0, 1, 1_700_000_000_000, 1_700_000_000_001) for count in (1, 2, 3)]
+    assert ids == sorted(set(ids))
+    assert {len(i) for i in ids} == {11}
+
+
+def test_an_exit_0_that_nobody_asked_for_is_a_failure() -> None:
+    world = up()
+    first = world.run
+    assert Unwatch("qwen-0") in world.ends(exited(code=0))
+    assert world.state == "backoff"
+    assert "exit code 0" in world["qwen-0"].reason
+    assert spawns(world.due()) == ["qwen-0"]
+    assert world.run != first
+    assert world["qwen-0"].restarts == 1
+
+
+def test_a_run_that_served_is_replaced_without_waiting() -> None:
+    world = up()
+    assert WakeAt("qwen-0", world.run, 0.0) in world.ends()
+
+
+def test_nothing_is_spawned_while_the_tree_of_the_last_run_is_there() -> None:
+    world = up()
+    assert not spawns(world.told(Phase.ENDED, exit=exited()))
+    assert world.state == "stopping"
+    assert not spawns(world.due())
+    assert not spawns(world.told(Phase.STUCK, exit=exited()))
+    assert world.state == "stuck"
+    assert not spawns(world.due())
+    world.told(Phase.GONE, exit=exited())
+    assert spawns(world.due()) == ["qwen-0"]
+
+
+def crash_until_it_gives_up(world: World) -> list[float]:
+    """The delays, until FAILED."""
+    delays: list[float] = []
+    for _ in range(50):
+        world.runs()
+        wakes = [a for a in world.ends() if isinstance(a, WakeAt)]
+        if not wakes:
+            break
+        delays.append(wakes[0].at_s - world.now_s)
+        world.now_s = wakes[0].at_s
+        world.due()
+    return delays
+
+
+def test_a_crash_loop_backs_off_doubling_and_ends() -> None:
+    world = World()
+    world.plan(wanted())
+    world.found()
+    delays = crash_until_it_gives_up(world)
+    assert len(delays) == 5
+    for delay, middle in zip(delays, (1, 2, 4, 8, 16), strict=True):
+        assert 0.8 * middle <= delay <= 1.2 * middle
+    assert world.state == "failed"
+    assert len(spawns(world.did)) == 6
+    assert world.due() == ()
+
+
+def test_delays_are_spread_but_the_same_when_replayed() -> None:
+    def first_delay(replica: int) -> float:
+        world = World(Fleet(runs=replica))
+        world.plan(wanted())
+        world.found()
+        return crash_until_it_gives_up(world)[0]
+
+    delays = [first_delay(replica) for replica in range(8)]
+    assert delays == [first_delay(replica) for replica in range(8)]
+    assert len(set(delays)) == 8
+
+
+def test_delays_stop_growing() -> None:
+    world = World()
+    world.plan(wanted(restart=RestartPolicy(budget=20, window_s=1e6, max_delay_s=30.0)))
+    world.found()
+    assert max(crash_until_it_gives_up(world)) <= 36.0
+
+
+def test_failures_older_than_the_window_are_forgotten() -> None:
+    world = World()
+    world.plan(wanted(restart=RestartPolicy(budget=1, window_s=600.0)))
+    world.found()
+    for _ in range(5):
+        world.runs()
+        world.ends()
+        assert world.state == "backoff"
+        world.now_s += 601.0
+        world.due()
+
+
+def test_the_same_file_again_tries_what_failed_again() -> None:
+    world = World()
+    world.plan(wanted())
+    world.found()
+    crash_until_it_gives_up(world)
+    assert spawns(world.plan(wanted())) == ["qwen-0"]
+    assert world["qwen-0"].restarts == 0
+    assert len(crash_until_it_gives_up(world)) == 5  # with a whole new budget
+
+
+@pytest.mark.parametrize("cause", ["held", "port", "missing", "exec"])
+def test_a_refusal_is_final(cause: str) -> None:
+    world = World()
+    world.plan(wanted())
+    world.found()
+    refused = exited(None, cause=cause, message="because of /this/path")
+    assert world.told(Phase.GONE, exit=refused, pid=None) == (Unwatch("qwen-0"),)
+    assert world.state == "failed"
+    assert "/this/path" in world["qwen-0"].reason
+    assert spawns(world.due()) == []
+
+
+def test_a_port_clash_at_run_time_is_tried_again_at_once() -> None:
+    world = World()
+    world.plan(wanted())
+    world.found()
+    world.runs()
+    tail = "OSError: [Errno 98] Address already in use\n"
+    assert WakeAt("qwen-0", world.run, 0.0) in world.ends(exited(1), tail=tail)
+
+
+def test_wrong_arguments_are_not_tried_again() -> None:
+    world = World()
+    world.plan(wanted())
+    world.found()
+    world.runs()
+    world.ends(exited(2), tail="error: unrecognized arguments: --x\n")
+    assert world.state == "failed"
+
+
+def test_never_means_never() -> None:
+    world = up(wanted(restart=RestartPolicy("never")))
+    world.ends(exited(0))
+    assert world.state == "failed"
+
+
+# --- stale facts ---------------------------------------------------------------------------------------------------------
+
+
+def test_facts_about_another_run_die_at_the_door() -> None:
+    world = up()
+    before = world.fleet
+    for phase in Phase:
+        assert world.tell(Told("gpu01", run_state("00000000000", phase, exit=exited()))) == ()
+    assert world.tell(Probed("qwen-0", "00000000000", "loading", ready=False)) == ()
+    assert world.tell(Due("qwen-0", "00000000000")) == ()
+    assert world.tell(Told("gpu01", run_state("00000000000", process="nobody"))) == ()
+    assert world.fleet == before
+
+
+def test_facts_from_another_host_die_at_the_door() -> None:
+    world = up()
+    before = world.fleet
+    world.tell(Told("gpu02", run_state(world.run, Phase.GONE, exit=exited())))
+    assert world.fleet == before
+
+
+def test_the_dead_do_not_rise() -> None:
+    world = up()
+    alive = Told("gpu01", run_state(world.run))
+    world.ends()
+    assert world.tell(alive) == ()
+    assert world.state == "backoff"
+
+
+def test_a_replayed_end_is_counted_once() -> None:
+    world = up()
+    gone = Told("gpu01", run_state(world.run, Phase.GONE, exit=exited()))
+    world.tell(gone)
+    before = world.fleet
+    assert world.tell(gone) == ()
+    assert world.fleet == before
+
+
+# --- stalled starts ------------------------------------------------------------------------------------------------------
+
+
+def probe(world: World, progress: int, stage: str = "loading") -> None:
+    world.tell(Probed("qwen-0", world.run, stage, ready=False, progress=progress))
+
+
+def test_a_start_without_progress_is_stopped_and_counts_as_a_failure() -> None:
+    world = World()
+    world.plan(wanted(stall_s=100.0, term_s=7.0))
+    world.found()
+    world.runs()
+    world.now_s = 10.0
+    probe(world, 5)
+    world.now_s = 100.0
+    probe(world, 5)
+    assert world.due() == (WakeAt("qwen-0", world.run, 110.0),)
+    world.now_s = 110.0
+    assert world.due() == (Unwatch("qwen-0"), Stop("gpu01", world.run, 7.0))
+    assert world.state == "stopping"
+    assert "no progress for 100 s" in world["qwen-0"].reason
+    world.ends(exited(None, 15, asked=True))
+    assert (world.state, world["qwen-0"].restarts) == ("backoff", 1)
+
+
+@pytest.mark.parametrize("what", ["bytes", "stage"])
+def test_progress_of_any_kind_keeps_a_start_alive(what: str) -> None:
+    world = World()
+    world.plan(wanted(stall_s=100.0))
+    world.found()
+    world.runs()
+    for turn in range(1, 30):
+        world.now_s += 99.0
+        probe(world, turn if what == "bytes" else 0, "loading" if what == "bytes" else f"stage {turn}")
+        assert not stops(world.due())
+    assert world.state == "starting"
+
+
+def test_the_clock_of_a_start_that_lost_its_readiness_begins_anew() -> None:
+    world = up(wanted(stall_s=100.0))
+    world.now_s = 5000.0
+    actions = world.tell(Probed("qwen-0", world.run, "503", ready=False))
+    assert actions == (WakeAt("qwen-0", world.run, 5100.0),)
+    assert not stops(world.due())
+
+
+def test_time_alone_does_not_hurt_what_is_ready() -> None:
+    world = up()
+    world.now_s = 1e6
+    assert world.due() == ()
+    assert world.state is State.READY

@@ -1,0 +1,234 @@
+"""What holds after any history. The hosts are models that play by the host side's rules: a run exists once its start was
+carried out, only moves forward, may die at any time, and is reported whole whenever its host is found.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from supervisor.core.actions import Action, Spawn, Stop
+from supervisor.core.exit import Exit
+from supervisor.core.facts import Due, Fact, HostFound, HostLost, Phase, Planned, Probed, RunState, StopAsked, Told
+from supervisor.core.fleet import Fleet, step_fleet
+from supervisor.core.process import AT_REST, State
+from supervisor.core.restart import RestartPolicy
+from supervisor.core.wanted import Wanted
+from tests.core.world import asks
+
+HOSTS = ("a", "b")
+NAMES = ("front-0", "work-0", "work-1", "etcd-0")
+RANKS = {"front": 0, "work": 1, "etcd": 2}
+BUDGET, WINDOW_S = 3, 100.0
+POLICY = RestartPolicy(budget=BUDGET, window_s=WINDOW_S)
+PHASES = (Phase.RUNNING, Phase.ENDED, Phase.STUCK, Phase.GONE)
+
+
+@dataclass
+class ModelHost:
+    """What is true on one machine, whether anybody can see it or not."""
+
+    connected: bool = False
+    runs: dict[str, RunState] = field(default_factory=dict)
+    reported: set[str] = field(default_factory=set)  # finished ones that a hello may leave out
+
+    def living(self, process: str) -> list[str]:
+        return [r for r, s in self.runs.items() if s.process == process and s.phase is not Phase.GONE]
+
+    def record(self) -> tuple[RunState, ...]:
+        """As `hello` tells it: every live run, and of a process without one the newest that is over."""
+        live = [s for s in self.runs.values() if s.phase is not Phase.GONE]
+        over = {s.process: s for s in self.runs.values() if s.phase is Phase.GONE and not self.living(s.process)}
+        return (*live, *over.values())
+
+
+class Deployment(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.hosts = {name: ModelHost() for name in HOSTS}
+        self.now_s = 0.0
+        self.strangers = 0
+        self.fleet = Fleet()
+        self.past: list[Fact] = []
+        self.known: dict[str, str] = {}  # live runs the controller was told of or started: run -> process
+        self.begun: dict[str, list[float]] = {}  # process -> when it was spawned, since its last fresh plan
+        self.queue: list[tuple[str, Action]] = []  # on their way to a host, lost with the line
+
+    # --- telling the fleet, and judging what it asks for -----------------------------------------------------------------
+
+    def tell(self, fact: Fact) -> None:
+        self.learn(fact)
+        before = self.fleet
+        self.fleet, actions = step_fleet(before, fact, self.now_s)
+        for action in actions:
+            self.judge(before, fact, action)
+        again, more = step_fleet(self.fleet, fact, self.now_s)
+        assert asks(more) == [], f"{fact} told again asked for more"
+        assert {n: p.state for n, p in again.processes.items()} == {n: p.state for n, p in self.fleet.processes.items()}
+        self.past.append(fact)
+
+    def learn(self, fact: Fact) -> None:
+        """What the controller may believe to live: told so, or told nothing else since."""
+        if isinstance(fact, Told):
+            if fact.state.phase is Phase.GONE:
+                self.known.pop(fact.state.run, None)
+        elif isinstance(fact, HostFound):
+            told = {s.run: s.process for s in fact.runs if s.phase is not Phase.GONE}
+            self.known = {r: p for r, p in self.known.items() if not self.is_on(fact.host, r)} | told
+
+    def is_on(self, host: str, run: str) -> bool:
+        """Where a run was sent: a start that was lost with the line was never carried out anywhere."""
+        return run in self.hosts[host].runs or not any(run in h.runs for h in self.hosts.values())
+
+    def judge(self, before: Fleet, fact: Fact, action: Action) -> None:
+        if isinstance(action, Spawn | Stop):
+            assert self.fleet.hosts[action.host].up, "asked of a host that is not there"
+            assert not isinstance(fact, HostLost) or isinstance(action, Stop), "a silent host started something"
+            self.queue.append((action.host, action))
+        if isinstance(action, Spawn):
+            assert not self.fleet.stopping, "spawned while stopping"
+            assert action.process not in self.known.values(), "a second live run"
+            self.known[action.run] = action.process
+            asked = before.processes.get(action.process)
+            fresh = asked is None or asked.state in AT_REST or not asked.run
+            if fresh:
+                self.begun[action.process] = []
+            self.begun.setdefault(action.process, []).append(self.now_s)
+
+    # --- what may happen -------------------------------------------------------------------------------------------------
+
+    @rule(seconds=st.sampled_from([0.5, 5.0, 50.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.now_s += seconds
+        for name, process in list(self.fleet.processes.items()):
+            if process.next_attempt_s is not None and process.next_attempt_s <= self.now_s:
+                self.tell(Due(name, process.run))
+
+    @rule(
+        placed=st.dictionaries(st.sampled_from(NAMES), st.sampled_from(HOSTS)),
+        version=st.sampled_from(["h1", "h2"]),
+    )
+    def files_change(self, placed: dict[str, str], version: str) -> None:
+        wanted = {
+            name: Wanted(name, name[:-2], "mocker", host, version, stop_rank=RANKS[name[:-2]], restart=POLICY)
+            for name, host in placed.items()
+        }
+        self.tell(Planned(wanted))
+
+    @rule(host=st.sampled_from(HOSTS))
+    def line_breaks(self, host: str) -> None:
+        self.hosts[host].connected = False
+        self.queue = [(h, a) for h, a in self.queue if h != host]
+        self.tell(HostLost(host, "gone"))
+
+    @rule(host=st.sampled_from(HOSTS))
+    def line_is_back(self, host: str) -> None:
+        if not self.hosts[host].connected:
+            self.hosts[host].connected = True
+            self.tell(HostFound(host, self.hosts[host].record()))
+
+    @precondition(lambda self: self.queue)
+    @rule()
+    def host_obeys(self) -> None:
+        host, action = self.queue.pop(0)
+        runs = self.hosts[host].runs
+        if isinstance(action, Spawn):
+            want = self.fleet.processes.get(action.process)
+            version = want.wanted.launch_hash if want else "h1"
+            # Across hosts a run may be there that no controller could know of; on one host never.
+            assert not self.hosts[host].living(action.process), "two live runs of one process on one host"
+            self.moves(host, RunState(action.run, action.process, Phase.RUNNING, pid=len(runs) + 1, launch_hash=version))
+        elif isinstance(action, Stop) and action.run in runs and runs[action.run].phase is Phase.RUNNING:
+            self.moves(host, replace(runs[action.run], asked=True, stop_step="term_leader"))
+
+    @rule(data=st.data(), code=st.sampled_from([0, 1, None]))
+    def run_moves_on(self, data: st.DataObject, code: int | None) -> None:
+        alive = [(h, r) for h, host in self.hosts.items() for r, s in host.runs.items() if s.phase is not Phase.GONE]
+        if not alive:
+            return
+        host, run = data.draw(st.sampled_from(alive))
+        state = self.hosts[host].runs[run]
+        later = PHASES[PHASES.index(state.phase) + 1 :]
+        ended = state.exit or Exit(code, None if code is not None else 9, 0, state.asked)
+        self.moves(host, replace(state, phase=data.draw(st.sampled_from(later)), exit=ended))
+
+    @rule(host=st.sampled_from(HOSTS), process=st.sampled_from(NAMES))
+    def somebody_elses_controller_left_a_run(self, host: str, process: str) -> None:
+        """Only where nobody looks, and under an id that sorts anywhere."""
+        if not self.hosts[host].connected and not self.hosts[host].living(process):
+            self.strangers += 1
+            run = f"0{self.strangers:05d}"
+            self.hosts[host].runs[run] = RunState(run, process, Phase.RUNNING, pid=7, launch_hash="h1")
+
+    @rule(name=st.sampled_from(NAMES), ready=st.booleans(), progress=st.integers(0, 3))
+    def probed(self, name: str, ready: bool, progress: int) -> None:
+        process = self.fleet.processes.get(name)
+        if process is not None and process.run:
+            self.tell(Probed(name, process.run, "stage", ready, ready, "7", progress))
+
+    @rule(data=st.data())
+    def an_old_fact_of_a_run_comes_again(self, data: st.DataObject) -> None:
+        """Within a connection facts keep their order; a late one about an end, a look or a timer may come at any time."""
+        old = [f for f in self.past if isinstance(f, Due | Probed) or (isinstance(f, Told) and f.state.phase is Phase.GONE)]
+        if old:
+            fact = data.draw(st.sampled_from(old))
+            _, actions = step_fleet(self.fleet, fact, self.now_s)
+            if isinstance(fact, Told):
+                assert asks(actions) == []
+            assert not [a for a in actions if isinstance(a, Spawn)] or isinstance(fact, Due)
+
+    @precondition(lambda self: self.fleet.processes)
+    @rule(skip_drain=st.booleans(), sure=st.integers(0, 9))
+    def stop_is_asked(self, skip_drain: bool, sure: int) -> None:
+        if sure == 0 or self.fleet.stopping:
+            self.tell(StopAsked(skip_drain))
+
+    def moves(self, host: str, state: RunState) -> None:
+        self.hosts[host].runs[state.run] = state
+        if self.hosts[host].connected:
+            self.tell(Told(host, state))
+
+    # --- what always holds -----------------------------------------------------------------------------------------------
+
+    @invariant()
+    def restarts_stay_within_the_budget(self) -> None:
+        for name, process in self.fleet.processes.items():
+            assert len([t for t in process.restarts_s if t > self.now_s - WINDOW_S]) <= BUDGET, name
+
+    @invariant()
+    def a_settled_fleet_asks_for_nothing(self) -> None:
+        same = Planned(self.fleet.wanted)
+        if not any(p.state in AT_REST for p in self.fleet.processes.values()):
+            _, actions = step_fleet(self.fleet, same, self.now_s)
+            assert actions == ()
+
+    @invariant()
+    def stopped_is_the_truth(self) -> None:
+        if self.fleet.stopped and all(h.connected for h in self.hosts.values()):
+            assert not [r for h in self.hosts.values() for r, s in h.runs.items() if s.phase is not Phase.GONE]
+
+    def teardown(self) -> None:
+        """Every stop ends, whatever happened before: hosts obey, and what was asked to end ends."""
+        self.tell(StopAsked())
+        for name, host in self.hosts.items():
+            if not host.connected:
+                self.line_breaks(name)  # its first answer, or the end of waiting for it
+        for _ in range(len(NAMES) * 8):
+            while self.queue:
+                self.host_obeys()
+            for host in self.hosts.values():
+                for state in list(host.runs.values()):
+                    if host.connected and state.phase is not Phase.GONE and (state.asked or state.phase is not Phase.RUNNING):
+                        name = next(n for n, h in self.hosts.items() if h is host)
+                        self.moves(name, replace(state, phase=Phase.GONE, exit=state.exit or Exit(0, None, 0, True)))
+        for process in self.fleet.processes.values():
+            assert process.state in {*AT_REST, State.UNKNOWN}, f"{process.wanted.name} is {process.state}"
+
+
+TestAnyHistory = Deployment.TestCase
+TestAnyHistory.settings = settings(
+    max_examples=60, stateful_step_count=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)

@@ -1,0 +1,66 @@
+"""Every cell of every table is written: nothing can happen in a state that nobody thought of."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from supervisor.core import process
+from supervisor.core.facts import Phase
+from supervisor.core.fleet import EVENT_OF
+from supervisor.core.process import AT_REST, LIVE, Event, State
+from supervisor.hostside import ladder
+
+
+def test_every_cell_of_the_process_table_is_written() -> None:
+    assert process.TABLE.keys() == set(itertools.product(State, Event))
+
+
+def test_every_phase_of_a_run_is_an_event() -> None:
+    assert EVENT_OF.keys() == set(Phase)
+
+
+def test_no_state_is_both_alive_and_at_rest() -> None:
+    assert not LIVE & AT_REST
+
+
+def test_every_cell_of_the_ladder_is_written() -> None:
+    assert ladder.TABLE.keys() == set(itertools.product(ladder.STEPS, ladder.EVENTS))
+
+
+def climb(*history: tuple[str, float], term_s: float = 30.0) -> list[str | None]:
+    step, did = ladder.Ladder(term_s=term_s), []
+    for event, now in history:
+        step, entered = ladder.on(step, event, now)
+        did.append(entered)
+    return did
+
+
+def test_a_deaf_tree_is_killed_and_then_stuck_and_never_looped_over() -> None:
+    due = ladder.DUE
+    history = [(ladder.ASK, 0.0), (due, 30.0), (due, 31.0), (due, 41.0), (due, 42.0), (due, 1e6)]
+    assert climb(*history) == ["term_leader", "term_rest", "kill", "stuck", None, None]
+
+
+def test_what_was_stuck_may_still_end_and_may_be_killed_once_more() -> None:
+    stuck = [(ladder.ASK, 0.0), (ladder.DUE, 30.0), (ladder.DUE, 31.0), (ladder.DUE, 41.0)]
+    assert climb(*stuck, (ladder.EMPTY, 50.0))[-1] == "done"
+    assert climb(*stuck, (ladder.ASK, 50.0))[-1] == "kill"
+
+
+def test_a_leader_that_ends_unasked_takes_what_it_leaves_behind_with_it() -> None:
+    assert climb((ladder.LEADER_GONE, 0.0), (ladder.DUE, 1.0)) == ["term_rest", "kill"]
+
+
+@pytest.mark.parametrize(("again_s", "deadline"), [(0.0, 5.0), (60.0, 30.0)])
+def test_asking_again_only_brings_the_deadline_closer(again_s: float, deadline: float) -> None:
+    step, _ = ladder.on(ladder.Ladder(term_s=30.0), ladder.ASK, 0.0)
+    step, entered = ladder.on(step._replace(term_s=again_s), ladder.ASK, 5.0)
+    assert (step.deadline, entered) == (deadline, None)
+
+
+@pytest.mark.parametrize("step", ladder.STEPS)
+def test_an_empty_tree_is_done_from_everywhere(step: str) -> None:
+    reached, _ = ladder.on(ladder.Ladder(step=step), ladder.EMPTY, 1.0)
+    assert reached.step == "done"

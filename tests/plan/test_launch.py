@@ -1,0 +1,143 @@
+"""What is executed on a host: the recipe of the environment, and what its keeper is told."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from supervisor.plan.launch import HostFacts, Launch, launch
+from tests.plan.files import alone, deployment, hosts, plan
+
+LOGIN = {"HOME": "/home/u", "PATH": "/usr/bin:/bin", "LD_LIBRARY_PATH": "/cuda", "HF_HOME": "/hf"}
+
+
+def launched(
+    name: str = "qwen-1", *, login: dict[str, str] | None = None, secrets: dict[str, str] | None = None, **files: Any
+) -> Launch:
+    facts = HostFacts("/var/lib/noray", LOGIN if login is None else login)
+    return launch(plan(files.get("deployed"), files.get("inventory")), name, facts, secrets or {}, "here:1")
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["DYN_NAMESPACE", "DYN_X", "ETCD_ENDPOINTS", "NATS_SERVER", "VLLM_X", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER",
+     "NVIDIA_VISIBLE_DEVICES", "PROMETHEUS_MULTIPROC_DIR", "PYTHONPATH"],
+)  # fmt: skip
+def test_what_would_steer_dynamo_is_never_inherited(key: str) -> None:
+    assert launched(login={key: "from the login"}).env.get(key) != "from the login"
+
+
+def test_the_rest_of_the_login_is() -> None:
+    env = launched().env
+    assert {key: env[key] for key in ("HOME", "LD_LIBRARY_PATH", "HF_HOME")} == {
+        "HOME": "/home/u",
+        "LD_LIBRARY_PATH": "/cuda",
+        "HF_HOME": "/hf",
+    }
+
+
+def test_the_interpreters_own_programs_come_first() -> None:
+    assert launched().env["PATH"] == "/opt/dynamo/bin:/usr/bin:/bin"
+    assert launched(login={}).env["PATH"] == "/opt/dynamo/bin:/usr/local/bin:/usr/bin:/bin"
+
+
+@pytest.mark.parametrize("where", ["nowhere", "login", "host env", "service env"])
+def test_peers_are_never_behind_a_proxy(where: str) -> None:
+    own = {"no_proxy": ".corp", "NO_PROXY": ".corp"}
+    made = launched(
+        login=own if where == "login" else {},
+        inventory=hosts(gpu02={"env": own} if where == "host env" else {}),
+        deployed=deployment({"env": own} if where == "service env" else {}),
+    )
+    for key in ("no_proxy", "NO_PROXY"):
+        parts = made.env[key].split(",")
+        assert {"10.1.0.11", "10.1.0.12", "localhost", "127.0.0.1"} <= set(parts)
+        assert (".corp" in parts) == (where != "nowhere")
+        assert "" not in parts
+
+
+def test_each_layer_is_written_over_the_one_before() -> None:
+    layers = ["login", "host", "deployment", "service", "secrets"]
+    env = launched(
+        login={f"L{n}": "login" for n in range(5)},
+        inventory=hosts(gpu02={"env": {f"L{n}": "host" for n in range(1, 5)}}),
+        deployed=deployment({"env": {"L3": "service", "L4": "service"}}, env={f"L{n}": "deployment" for n in range(2, 5)}),
+        secrets={"L4": "secrets"},
+    ).env
+    assert [env[f"L{n}"] for n in range(5)] == layers
+
+
+def test_what_dynamo_must_agree_on_is_the_last_word() -> None:
+    assert launched(secrets={"DYN_NAMESPACE": "mine", "ETCD_ENDPOINTS": "x"}).env["DYN_NAMESPACE"] == "lab_qwen"
+    assert launched(secrets={"ETCD_ENDPOINTS": "x"}).env["ETCD_ENDPOINTS"] == "http://10.1.0.11:2379"
+
+
+@pytest.mark.parametrize("process", ["frontend-0", "qwen-0", "qwen-1"])
+def test_the_gpus_are_said_out_loud(process: str) -> None:
+    env = launched(process).env
+    assert env["CUDA_VISIBLE_DEVICES"] == ""
+    assert env["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    assert env["SPT_NOENV"] == "1"
+
+
+def test_secrets_reach_the_environment_and_nothing_that_is_written_down() -> None:
+    made = launched(secrets={"HF_TOKEN": "hush-hush"})
+    assert made.env["HF_TOKEN"] == "hush-hush"
+    assert made.secret_keys == {"HF_TOKEN"}
+    assert "hush-hush" not in json.dumps(made.spec) + " ".join(made.argv)
+
+
+def test_what_the_keeper_is_told() -> None:
+    model = {"model": "/models/q", "stop": {"drain": 5, "term": 7}}
+    made = launched(deployed=deployment(model), inventory=hosts(gpu02={"ports": "20000-20100"}))
+    spec = made.spec
+    assert (spec["process"], spec["port_range"], spec["needs"], spec["term_s"]) == ("qwen-1", [20000, 20100], ["/models/q"], 12)
+    assert spec["argv"] == list(made.argv)
+    assert spec["ports"] == {"system": [0, "10.1.0.12"], "rpc": [0, "10.1.0.12"]}
+    wanted = plan(deployment(model), hosts()).processes["qwen-1"].wanted
+    assert spec["about"] == {"hash": wanted.launch_hash, "controller": "here:1", "service": "qwen"}
+
+
+def test_a_hub_id_needs_nothing_on_the_host() -> None:
+    assert launched().spec["needs"] == []
+
+
+# --- fence and namespace -------------------------------------------------------------------------------------------------
+
+
+def test_a_worker_is_fenced_by_its_own_instance_key_in_its_own_namespace() -> None:
+    made = launched()
+    assert made.env["DYN_NAMESPACE"] == "lab_qwen"
+    assert made.spec["fence"] == {
+        "kind": "etcd",
+        "urls": ["http://10.1.0.11:2379"],
+        "prefix": "v1/instances/lab_qwen/",
+        "address": "10.1.0.12:${port.rpc}",
+    }
+
+
+def test_without_etcd_it_is_fenced_by_its_files() -> None:
+    made = launched("qwen-0", deployed=deployment(discovery="file"), inventory=alone())
+    assert made.spec["fence"] == {
+        "kind": "file",
+        "root": "/var/lib/noray/data/lab/file-kv",
+        "address": "127.0.0.1:${port.rpc}",
+    }
+    assert made.env["DYN_FILE_KV"] == "/var/lib/noray/data/lab/file-kv"
+
+
+@pytest.mark.parametrize("process", ["etcd-0", "frontend-0"])
+def test_only_workers_are_fenced(process: str) -> None:
+    assert "fence" not in launched(process).spec
+
+
+def test_two_models_never_share_a_namespace_and_no_deployment_sees_anothers() -> None:
+    other = {"name": "qwen-two", "model": "x/y", "engine": "mocker"}
+    two = {"name": "lab", "models": [{"name": "qwen", "model": "x/y", "engine": "mocker"}, other]}
+    names = [launched(p, deployed=two, inventory=alone()).env["DYN_NAMESPACE"] for p in ("qwen-0", "qwen-two-0")]
+    assert names == ["lab_qwen", "lab_qwen-two"]
+    foreign = launched("qwen-0", deployed={**two, "name": "lab-two"}, inventory=alone()).env["DYN_NAMESPACE"]
+    front = launched("frontend-0", deployed=two, inventory=alone()).argv
+    assert not foreign.startswith(front[front.index("--namespace-prefix") + 1])
