@@ -17,6 +17,8 @@ Files, in the order a start passes through them:
     claims.py   GPUs, ports, names, held     tree.py     everything a run ever started, and signalling it
     ports.py    choose, bind-test, who has   fence.py    out of Dynamo's routing, at once
     procfs.py   /proc, read once, in one way http.py     one HTTP request without blocking the link
+    output.py   the keeper's end of the pump  fencing.py when it is fenced, and how often
+    facts.py    what a host says of itself
     tail.py     stream a log over a channel of its own
 """
 

@@ -8,14 +8,17 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import time
 from typing import Any, Dict, List, Optional
 
 from . import claims, procfs, spawn
 from .keeper import Keeper
 from .reactor import Lines, Reactor
 from .rundir import Run
-from .runstate import close_unborn, run_state, title, wall_ms
-from .tree import Tree, become_subreaper
+from .runstate import close_unborn, run_state, title, unlink_channels, wall_ms
+from .tree import become_subreaper
+
+HOLD_TRIES = 10
 
 
 def keep(base: str, deployment: str, spec: Dict[str, Any], env: Dict[str, str], peer: int) -> None:
@@ -26,17 +29,42 @@ def keep(base: str, deployment: str, spec: Dict[str, Any], env: Dict[str, str], 
     spawn.detach({peer})
     title(run, "keeper")
     spawn.oom_score(-900)
-    lock = run.create_locked(spec)
-    if lock is None:
-        os._exit(0)  # a repeated start: the first one's keeper answers for this run
-    spawn.reached("made")
     try:
-        held = spawn.claim(run, spec)
-    except spawn.Refused as refusal:
-        _refuse(run, spec, peer, None, refusal)
+        lock = run.create_locked(spec)
+    except OSError as error:
+        message = "cannot make the run's directory: %s" % error
+        _tell(
+            run,
+            spec,
+            peer,
+            {"code": None, "signal": None, "at": wall_ms(), "asked": False, "cause": "start", "message": message},
+        )
         return
-    spawn.reached("claimed")
-    spawn.share_lock(base)
+    if lock is None:
+        return  # a repeated start: the first one's keeper answers for this run
+    held: Optional[spawn.Held] = None
+    keeper: Optional[Keeper] = None
+    try:
+        spawn.reached("made")
+        held = spawn.claim(run, spec)
+        spawn.reached("claimed")
+        keeper = _prepare(run, spec, held, lock)
+        spawn.reached("listening")
+        _bear(keeper, env)
+    except Exception as error:  # whatever it is: nothing runs, and the controller is told
+        refusal = (
+            error if isinstance(error, spawn.Refused) else spawn.Refused("start", "%s: %s" % (type(error).__name__, error))
+        )
+        if keeper is not None:
+            keeper.output.finish()
+        _tell(run, spec, peer, close_unborn(run, held, str(refusal), refusal.cause))
+        return
+    spawn.reached("running")
+    keeper.live(peer)
+
+
+def _prepare(run: Run, spec: Dict[str, Any], held: spawn.Held, lock: int) -> Keeper:
+    spawn.share_lock(run.base)
     spawn.make_fifo(run)
     for name in ("exit.json", "gone.json"):
         run.reserve(name)
@@ -44,36 +72,32 @@ def keep(base: str, deployment: str, spec: Dict[str, Any], env: Dict[str, str], 
     record: Dict[str, Any] = {"pid": 0, "start": 0, "sid": 0, "ports": held.ports, "holder": spawn.holder(run, spec)}
     keeper = Keeper(run, spec, held, lock, record, heir=False)
     keeper.start_pump()
-    spawn.reached("listening")
+    return keeper
+
+
+def _bear(keeper: Keeper, env: Dict[str, str]) -> None:
+    run, spec, record = keeper.run, keeper.spec, keeper.record
+    child = spawn.fork_child(run, spec, env, keeper.held.ports)
     try:
-        child = spawn.fork_child(run, spec, env, held.ports)
-    except spawn.Refused as refusal:
-        keeper.finish_pump()
-        _refuse(run, spec, peer, held, refusal)
-        return
-    spawn.reached("forked")
-    record.update(
-        pid=child.pid, start=child.start, sid=child.pid, at=wall_ms(), boot=procfs.boot_id(), pidns=procfs.pid_namespace(),
-        gpus=spec.get("gpus", []),  argv_digest=spec.get("argv_digest"),
-    )  # fmt: skip
-    run.write("run.json", record)
-    spawn.reached("recorded")
-    keeper.tree = Tree(child.pid, child.start, child.pid, parent=True)
-    keeper.tree.others = {keeper.pump_pid}
-    why = spawn.release(child)
+        spawn.reached("forked")
+        record.update(
+            pid=child.pid, start=child.start, sid=child.pid, at=wall_ms(), boot=procfs.boot_id(),
+            pidns=procfs.pid_namespace(), gpus=spec.get("gpus", []), argv_digest=spec.get("argv_digest"),
+        )  # fmt: skip
+        run.write("run.json", record)
+        spawn.reached("recorded")
+        keeper.own(child.pid, child.start)
+        why = spawn.release(child)
+    except BaseException:
+        spawn.abandon(child)
+        raise
     if why is not None:
         os.waitpid(child.pid, 0)
-        keeper.finish_pump()
-        _refuse(run, spec, peer, held, spawn.Refused("exec", why))
-        return
-    spawn.reached("running")
-    keeper.live(peer)
+        raise spawn.Refused("exec", why)
 
 
-def _refuse(run: Run, spec: Dict[str, Any], peer: int, held: Optional[spawn.Held], refusal: spawn.Refused) -> None:
-    ended = close_unborn(run, held, str(refusal), refusal.cause)
-    reactor = Reactor()
-    line = Lines(reactor, peer, peer, lambda _: None, lambda: None)
+def _tell(run: Run, spec: Dict[str, Any], peer: int, ended: Dict[str, Any]) -> None:
+    line = Lines(Reactor(), peer, peer, lambda _: None, lambda: None)
     line.send(run_state(run, spec, {}, ended, "gone"))
 
 
@@ -82,16 +106,22 @@ def adopt_abandoned(run: Run, record: Dict[str, Any], lock: int) -> None:
     spawn.detach({lock})
     spec = run.record("spec.json") or {"process": run.process, "run": run.run}
     notes: List[str] = ["keeper and pump both died; a link started an heir, the exit code will be unknown"]
+    cause = ""
     if record.get("boot") != procfs.boot_id():
-        ended = {"code": None, "signal": None, "at": wall_ms(), "asked": False, "cause": "the host was rebooted"}
+        cause = "the host was rebooted"
+    elif record.get("pidns") != procfs.pid_namespace():
+        cause = "its container ended"  # one boot, but its pids mean nothing here: signal none of them
+    if cause:
+        ended = {"code": None, "signal": None, "at": wall_ms(), "asked": False, "cause": cause}
         if run.record("exit.json") is None:
             run.write("exit.json", ended)
         run.write("gone.json", {"at": wall_ms(), "notes": notes})
+        unlink_channels(run)
         return
     held: List[socket.socket] = []
     for name in spawn.claim_names(run, spec, record.get("ports", {})):
         try:
-            held.append(claims.hold(name))
+            held.append(_hold_patiently(name))
         except claims.Held as other:
             notes.append("while it had no keeper its claim fell: %s" % other)
     listener = spawn.listen(run)
@@ -102,3 +132,13 @@ def adopt_abandoned(run: Run, record: Dict[str, Any], lock: int) -> None:
     for text in notes:
         heir.note(text)
     heir.live()
+
+
+def _hold_patiently(name: str) -> socket.socket:
+    """A start that will be refused because of this very run holds its claims for the moment it needs to find that out."""
+    for _ in range(HOLD_TRIES):
+        try:
+            return claims.hold(name)
+        except claims.Held:
+            time.sleep(0.02)
+    return claims.hold(name)

@@ -9,11 +9,18 @@ The names live in a network namespace: two containers with one GPU and two names
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import socket
 from typing import Any, Dict, Optional
 
 PREFIX = "\0noray/"
+NAME_BYTES = 100  # sun_path holds 108, the prefix takes 7
+
+
+def address(name: str) -> str:
+    """Where a claim is held: its name, or a digest of one too long for a socket address."""
+    return PREFIX + (name if len(name) <= NAME_BYTES else hashlib.sha256(name.encode()).hexdigest())
 
 
 class Held(Exception):
@@ -37,7 +44,7 @@ def hold(name: str) -> socket.socket:
     """Take the claim or raise `Held`. Close the socket (in every process that has it) to let it fall."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        sock.bind(PREFIX + name)
+        sock.bind(address(name))
     except OSError as error:
         sock.close()
         if error.errno != errno.EADDRINUSE:
@@ -53,7 +60,7 @@ def ask(name: str, timeout_s: float = 1.0) -> Optional[Dict[str, Any]]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(timeout_s)
         try:
-            sock.connect(PREFIX + name)
+            sock.connect(address(name))
         except OSError as error:
             return None if error.errno == errno.ECONNREFUSED else {}
         try:

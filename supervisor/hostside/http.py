@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from typing import Callable, Dict, Optional, Tuple
 
 from .reactor import READ, WRITE, Reactor
 
-ANSWER_LIMIT = 64 << 20
+ANSWER_LIMIT = 8 << 20  # as JSON at most six times as much: still less than a line may hold
 
 
 def request(method: str, host: str, path: str, headers: Dict[str, str], body: bytes) -> bytes:
@@ -30,7 +31,7 @@ def parse(answer: bytes) -> Tuple[int, bytes]:
     length = headers.get(b"content-length")
     if length is not None and len(body) < int(length):
         raise ValueError("the answer broke off")
-    return int(words[1]), body
+    return int(words[1]), body if length is None else body[: int(length)]
 
 
 def _unchunk(body: bytes) -> bytes:
@@ -63,8 +64,13 @@ class Exchange:
         self._timer = reactor.after(timeout_s, lambda: self._end("no answer within %g s" % timeout_s))
         self._sock: Optional[socket.socket] = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
         self._sock.setblocking(False)
-        code = self._sock.connect_ex((host, port))
-        if code not in (0, 115):  # EINPROGRESS
+        try:
+            code = self._sock.connect_ex((host, port))
+        except (OSError, OverflowError) as error:  # a name that does not resolve, a port that is none
+            why = str(error)
+            reactor.after(0, lambda: self._end(why))
+            return
+        if code not in (0, errno.EINPROGRESS):
             reactor.after(0, lambda: self._end(os.strerror(code)))
         else:
             reactor.watch(self._sock.fileno(), WRITE, self._writable)
@@ -94,7 +100,9 @@ class Exchange:
             self._end(str(error))
             return
         self._answer += part
-        if not part or len(self._answer) > ANSWER_LIMIT:
+        if len(self._answer) > ANSWER_LIMIT:
+            self._end("the answer is longer than %d bytes" % ANSWER_LIMIT)
+        elif not part:
             self._end("")
 
     def _end(self, error: str) -> None:

@@ -16,35 +16,46 @@ import socket
 import time
 from typing import Any, Callable, Dict, List, Optional
 
-from . import claims, fence, ladder, procfs, pump, spawn
+from . import claims, ladder, procfs, pump, spawn
+from .fencing import Fencing
+from .output import Output
 from .reactor import READ, Lines, Reactor, Timer
 from .rundir import Run
-from .runstate import close_unborn, fence_target, run_state, title, wall_ms
+from .runstate import close_unborn, fence_target, run_state, title, unlink_channels, wall_ms
 from .tree import Tree, become_subreaper, pidfd_open
 
 SWEEP_S = 0.02  # how often an ending tree is looked at
 HEIR_LOOK_S = 0.2  # how often an heir looks at a leader for which the kernel has no pidfd
-FENCE_AGAIN_S = 1.0
-FENCE_TRIES = 60  # the lease is gone by itself after its TTL of 60 s
+NOTES_KEPT = 20
 
 
 class Keeper:
-    def __init__(self, run: Run, spec: Dict[str, Any], held: spawn.Held, lock: int, record: Dict[str, Any], heir: bool) -> None:
+    def __init__(
+        self,
+        run: Run,
+        spec: Dict[str, Any],
+        held: spawn.Held,
+        lock: int,
+        record: Dict[str, Any],
+        heir: bool,
+        fifo: Optional[int] = None,
+    ) -> None:
         self.run, self.spec, self.held, self.lock, self.record, self.heir = run, spec, held, lock, record, heir
         self.reactor = Reactor()
         self.tree = Tree(record["pid"], record["start"], record["sid"], parent=not heir)
         self.ladder = ladder.Ladder(term_s=float(spec.get("term_s", 30.0)))
         self.timer: Optional[Timer] = None
-        self.fence_target: Optional[Dict[str, Any]] = fence_target(spec, record)
-        self.fenced: Optional[Dict[str, Any]] = None
         self.exit: Optional[Dict[str, Any]] = run.record("exit.json")
-        self.asked = False
+        fenced = (self.exit or {}).get("fenced")
+        self.fencing = Fencing(self.reactor, fence_target(spec, record), fenced, self._fence_tried)
+        self.asked = bool((self.exit or {}).get("asked"))
         self.gone = False
+        self.empty = False
         self.sweeping = False
         self.notes: List[str] = []
         self.peers: List[Lines] = []
-        self.pump_pid = 0
-        self.pump_socket: Optional[socket.socket] = None
+        self.output = Output(run, self.reactor, self.note, fifo)
+        self.tree.others = self.output.pids
 
     # --- life -----------------------------------------------------------------------------------------------------------
 
@@ -56,11 +67,13 @@ class Keeper:
         for sock in self.held.claims:
             self.reactor.watch(sock.fileno(), READ, self._teller(sock))
         self.reactor.watch(self.held.listener.fileno(), READ, lambda _: self._visited())
-        if not self.pump_pid:
+        if not self.output.pids:
             self.start_pump()
         if first_peer is not None:
             self._greet(first_peer)
         if self.exit is not None:
+            if self.fencing.failed:
+                self.fencing.do()
             self._climb(ladder.LEADER_GONE)
         elif self.heir:
             self._watch_leader()
@@ -70,6 +83,14 @@ class Keeper:
     def _teller(self, sock: socket.socket) -> Callable[[int], None]:
         return lambda _: claims.tell(sock, self.record.get("holder", {}))
 
+    def own(self, pid: int, start: int) -> None:
+        """The leader exists; what is below us from now on is its tree."""
+        self.tree = Tree(pid, start, pid, parent=True)
+        self.tree.others = self.output.pids
+
+    def start_pump(self) -> None:
+        self.output.start(lambda fd: become_pump(self, fd))
+
     def state(self) -> Dict[str, Any]:
         """The whole truth about this run, as the link forwards it."""
         stop = None
@@ -77,7 +98,7 @@ class Keeper:
             left = None if self.ladder.deadline is None else self.ladder.deadline - time.monotonic()
             stop = {"step": self.ladder.step, "until": None if left is None else wall_ms() + int(left * 1000)}
         phase = "gone" if self.gone else "stuck" if self.ladder.step == ladder.STUCK else "ended" if self.exit else "running"
-        return run_state(self.run, self.spec, self.record, self.exit, phase, stop=stop, fenced=self.fenced,
+        return run_state(self.run, self.spec, self.record, self.exit, phase, stop=stop, fenced=self.fencing.result,
                          notes=self.notes, heir=self.heir, asked=self.asked)  # fmt: skip
 
     def _publish(self) -> None:
@@ -100,25 +121,22 @@ class Keeper:
         peer.send(self.state())
 
     def _told(self, message: Dict[str, Any]) -> None:
-        op = message.get("op")
+        op, term_s = message.get("op"), message.get("term_s")
         if op == "stop":
-            self._stop(message.get("term_s"))
-        elif op == "fence" and self.fence_target is not None:
-            if message.get("lease"):
-                self.fence_target["lease"] = str(message["lease"])
-            if message.get("now"):
-                self._fence(FENCE_TRIES)
-                self._publish()
+            self._stop(float(term_s) if isinstance(term_s, (int, float)) else None)
+        elif op == "fence":
+            self.fencing.told(message)
 
     def _stop(self, term_s: Optional[float]) -> None:
         self.asked = True
         if term_s is not None:
-            self.ladder = self.ladder._replace(term_s=float(term_s))
+            self.ladder = self.ladder._replace(term_s=term_s)
         self._climb(ladder.ASK)
+        self._check_empty()  # perhaps only the fence was waited for
 
     def _terminated(self) -> None:
         # A host that shuts down sends SIGTERM to everybody at once: leave the routing before the worker goes down.
-        self._fence(FENCE_TRIES)
+        self.fencing.do()
         self._stop(None)
 
     # --- the leader ends ------------------------------------------------------------------------------------------------
@@ -128,18 +146,16 @@ class Keeper:
             pid, status = os.waitpid(self.record["pid"], os.WNOHANG)
             if pid:
                 self._leader_ended(status)
-        while True:
+        while not self.gone:
             try:
-                pid, _ = os.waitpid(-1, os.WNOHANG)
+                pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
                 break
             if not pid:
                 break
-            if pid == self.pump_pid and not self.gone:
-                self.note(
-                    "pump died at byte %d; another took over, no byte was in its hands" % pump.Log(self.run.file("log")).end()
-                )
-                self.start_pump()
+            if pid == self.record["pid"] and not self.heir:
+                self._leader_ended(status)  # it ended between the two calls
+            self.output.reaped(pid)
         self._check_empty()
 
     def _watch_leader(self) -> None:
@@ -162,33 +178,26 @@ class Keeper:
     def _leader_ended(self, status: Optional[int]) -> None:
         """`status` as waitpid(2) gave it; None = an heir, which cannot know."""
         at = wall_ms()
-        self._fence(FENCE_TRIES)  # before anything is written: every millisecond is requests into a black hole
-        code = sig = None
-        if status is not None and status >= 0:
-            code, sig = (None, os.WTERMSIG(status)) if os.WIFSIGNALED(status) else (os.WEXITSTATUS(status), None)
-        cause = (
-            ""
-            if status is not None and status >= 0
-            else "unknown: its keeper had died, and an exit code is told to the parent only"
-        )
-        self.exit = {"code": code, "signal": sig, "at": at, "asked": self.asked, "cause": cause, "fenced": self.fenced}
+        self.fencing.do()  # before anything is written: every millisecond is requests into a black hole
+        code, sig, cause = None, None, ""
+        if status is None:
+            cause = "unknown: its keeper had died, and an exit code is told to the parent only"
+        elif os.WIFSIGNALED(status):
+            sig = os.WTERMSIG(status)
+        else:
+            code = os.WEXITSTATUS(status)
+        self.exit = {"code": code, "signal": sig, "at": at, "asked": self.asked, "cause": cause, "fenced": self.fencing.result}
         self.run.write("exit.json", self.exit)
         self._climb(ladder.LEADER_GONE)
 
-    def _fence(self, tries: int) -> None:
-        if self.fence_target is None or (self.fenced and "error" not in self.fenced):
-            return
-        try:
-            did = fence.fence(self.fence_target)
-            self.fenced = {"at": wall_ms(), "did": did}
-        except (OSError, ValueError) as error:
-            self.fenced = {"at": wall_ms(), "error": str(error)}
-            if tries > 1 and not self.gone:
-                self.reactor.after(FENCE_AGAIN_S, lambda: self._fence_again(tries - 1))
+    @property
+    def _fence_owed(self) -> bool:
+        """An unasked end is not over while the dead may still be routed to. A stop does not wait: its controller knows."""
+        return self.fencing.trying and not self.asked
 
-    def _fence_again(self, tries: int) -> None:
-        self._fence(tries)
+    def _fence_tried(self) -> None:
         self._publish()
+        self._check_empty()
 
     # --- the tree ends --------------------------------------------------------------------------------------------------
 
@@ -211,7 +220,7 @@ class Keeper:
             self._sweep()
 
     def _sweep(self) -> None:
-        if self.sweeping or self.gone or self.ladder.step == ladder.IDLE:
+        if self.sweeping or self.gone or self.ladder.step == ladder.IDLE or self.empty:
             return
         self.sweeping = True
 
@@ -219,81 +228,46 @@ class Keeper:
             self.sweeping = False
             if self.ladder.step == ladder.KILL:
                 self.tree.kill()
-            self._check_empty()
+            self._reap()
             self._sweep()
 
         self.reactor.after(SWEEP_S, look)
 
     def _check_empty(self) -> None:
-        if self.exit is not None and not self.gone and not self.tree.members():
+        if self.exit is None or self.gone:
+            return
+        self.empty = self.empty or self.tree.empty()
+        if self.empty and not self._fence_owed:
             self._climb(ladder.EMPTY)
+        elif self.empty and self.timer is not None:
+            self.timer.cancel()  # nobody is left to escalate against
 
     def _finish(self) -> None:
         self.gone = True
-        self.finish_pump()
-        self.run.write("gone.json", {"at": wall_ms(), "notes": self.notes})
+        self.output.finish()
+        # Claims before the record: who reads "gone" may start the next run at once.
         for sock in self.held.claims:
             sock.close()
         self.held.listener.close()
-        for path in (self.run.socket, self.run.file("out")):
-            try:
-                os.unlink(path)
-            except FileNotFoundError:
-                pass
+        gone = {"at": wall_ms(), "notes": self.notes, "fenced": self.fencing.result}
+        try:
+            self.run.write("gone.json", gone)
+        except OSError:
+            self.run.write("gone.json", dict(gone, notes=["some notes did not fit on the disk"]))  # fits what was reserved
+        unlink_channels(self.run)
         self.reactor.stop()
 
-    # --- the pump -------------------------------------------------------------------------------------------------------
-
-    def start_pump(self) -> None:
-        """Fork the pump: before the child, so that not a byte of output ever lacks a reader, and again whenever it died."""
-        if self.pump_socket is not None:
-            self.reactor.unwatch(self.pump_socket.fileno())
-            self.pump_socket.close()
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        self.pump_pid = os.fork()
-        if self.pump_pid == 0:
-            ours.close()
-            become_pump(self, theirs.detach())
-        theirs.close()
-        self.pump_socket = ours
-        self.tree.others = {self.pump_pid}
-        self.reactor.watch(self.pump_socket.fileno(), READ, lambda _: self._hear_pump())
-
-    def _hear_pump(self) -> None:
-        assert self.pump_socket is not None
-        try:
-            words = self.pump_socket.recv(4096)
-        except OSError:
-            words = b""
-        if not words:
-            self.reactor.unwatch(self.pump_socket.fileno())  # it died: SIGCHLD brings its successor
-        for line in words.decode(errors="replace").splitlines():
-            lost, _, why = line.partition(" ")
-            self.notes = [n for n in self.notes if not n.startswith("lost ")]
-            self.note("lost %s bytes of log: %s" % (lost, why))
-
-    def finish_pump(self) -> None:
-        """Let it drain what is there. It holds the claims too: they fall with it, so it must be gone."""
-        assert self.pump_socket is not None
-        self.pump_socket.setblocking(True)
-        self.pump_socket.settimeout(5.0)
-        try:
-            self.pump_socket.sendall(b"F")
-            while self.pump_socket.recv(4096):
-                pass
-        except OSError:
-            os.kill(self.pump_pid, signal.SIGKILL)
-        self.pump_socket.close()
-        try:
-            os.waitpid(self.pump_pid, 0)
-        except ChildProcessError:
-            pass
+    # --- what it has to say of itself -----------------------------------------------------------------------------------------
 
     def note(self, text: str) -> None:
-        self.notes.append(text)
-        with open(self.run.file("notes"), "a") as file:
-            file.write("%d %s\n" % (wall_ms(), text))
+        if text.startswith("lost "):  # its count includes all that were told before
+            self.notes = [n for n in self.notes if not n.startswith("lost ")]
+        self.notes = [*self.notes[-NOTES_KEPT:], text]
+        try:
+            with open(self.run.file("notes"), "a") as file:
+                file.write("%d %s\n" % (wall_ms(), text))
+        except OSError:
+            pass  # a full disk: it is still told
         self._publish()
 
 
@@ -302,16 +276,17 @@ def become_pump(keeper: Keeper, fd: int) -> None:
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGPIPE, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    kept = {fd, keeper.lock, keeper.held.listener.fileno(), *(sock.fileno() for sock in keeper.held.claims)}
+    fifo = keeper.output.fifo
+    kept = {fd, fifo, keeper.lock, keeper.held.listener.fileno(), *(sock.fileno() for sock in keeper.held.claims)}
     spawn.detach(kept)  # above all the line to the link, which must end with the keeper
     title(keeper.run, "pump")
-    if pump.run(pump.Log(keeper.run.file("log")), keeper.run.file("out"), fd) == "heir":
+    if pump.run(pump.Log(keeper.run.file("log")), fifo, fd) == "heir":
         os.close(fd)
-        inherit(keeper.run, keeper.spec, keeper.held, keeper.lock)
+        inherit(keeper.run, keeper.spec, keeper.held, keeper.lock, fifo)
     os._exit(0)
 
 
-def inherit(run: Run, spec: Dict[str, Any], held: spawn.Held, lock: int) -> None:
+def inherit(run: Run, spec: Dict[str, Any], held: spawn.Held, lock: int, fifo: int) -> None:
     """Be the heir of a run whose keeper died: claims and listener are ours already, its tree may be alive."""
     record = run.record("run.json")
     if record is None or not record.get("pid"):
@@ -319,7 +294,8 @@ def inherit(run: Run, spec: Dict[str, Any], held: spawn.Held, lock: int) -> None
         close_unborn(run, held, "its keeper died while starting it")
         return
     title(run, "heir")
-    heir = Keeper(run, spec, held, lock, record, heir=True)
+    spawn.share_lock(run.base)
+    heir = Keeper(run, spec, held, lock, record, heir=True, fifo=fifo)
     heir.note("its keeper died; the pump took over, the exit code will be unknown")
     become_subreaper()
     heir.live()

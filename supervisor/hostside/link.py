@@ -14,11 +14,10 @@ import os
 import shutil
 import signal
 import socket
-import sys
 import time
 from typing import Any, Dict, Optional
 
-from . import VERSION, birth, http, procfs, pump, rundir
+from . import VERSION, birth, facts, http, pump, rundir
 from .reactor import Lines, Reactor
 from .rundir import Run
 from .runstate import close_unborn, finished_state, run_state, wall_ms
@@ -26,9 +25,6 @@ from .runstate import close_unborn, finished_state, run_state, wall_ms
 SILENCE_S = 10.0
 HELLO_WAIT_S = 1.0  # for keepers to say how their runs are
 AGAIN_S = 0.05  # between two looks at a run whose keeper went away
-KEPT = ("HOME", "USER", "LOGNAME", "SHELL", "LANG", "TZ", "TMPDIR", "PATH", "LD_LIBRARY_PATH", "XDG_RUNTIME_DIR")
-KEPT_PREFIXES = ("LC_", "CUDA_HOME", "CUDA_PATH", "HF_")
-KEPT_SUFFIXES = ("_proxy", "_PROXY")
 
 
 def main(base: str) -> int:
@@ -48,6 +44,7 @@ class Link:
         self.states: Dict[str, Dict[str, Any]] = {}  # run -> last state told
         self.keepers: Dict[str, Lines] = {}
         self.waiting: Optional[Dict[str, Run]] = None  # whose keeper's first word hello waits for
+        self.orders: Dict[str, Dict[str, Dict[str, Any]]] = {}  # run -> op -> the last one, for whoever is its keeper
         self.heard = time.monotonic()
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -121,11 +118,13 @@ class Link:
             note = "its keeper has not answered yet"
             self.states[run.run] = run_state(run, spec, record, run.record("exit.json"), "running", notes=[note])
         self.waiting = None
-        self.line.send({"hello": dict(host_facts(self.base), runs=list(self.states.values()))})
+        self.line.send({"hello": dict(facts.host_facts(self.base), runs=list(self.states.values()))})
 
     def _tell(self, state: Dict[str, Any]) -> None:
         run = state["run"]
         self.states[run] = state
+        if state["phase"] == "gone":
+            self.orders.pop(run, None)
         if self.waiting is not None:
             self.waiting.pop(run, None)
             self._heard_all()
@@ -170,6 +169,10 @@ class Link:
 
     def _start(self, message: Dict[str, Any]) -> None:
         spec = message["spec"]
+        run = Run(self.base, self.deployment, spec["process"], spec["run"])
+        if run.run in self.keepers or os.path.isdir(run.path):
+            # A repeated start is one start. What two links ask at once meets at the mkdir of the run directory.
+            return self._tell(self.states[run.run]) if run.run in self.states else self._attach(run)
         rundir.prune(self.base, self.deployment, spec["process"])
         ours, theirs = socket.socketpair()
         pid = os.fork()
@@ -182,7 +185,7 @@ class Link:
             finally:
                 os._exit(code)
         theirs.close()
-        self._listen(Run(self.base, self.deployment, spec["process"], spec["run"]), ours.detach())
+        return self._listen(run, ours.detach())
 
     def _attach(self, run: Run) -> None:
         """Talk to whoever owns this run; if nobody does, start its heir, or close its records if it cannot be alive."""
@@ -193,6 +196,10 @@ class Link:
         record = run.record("run.json")
         lock = run.lock_if_abandoned()
         if lock is not None:
+            if run.finished:  # its keeper ended between our two looks
+                os.close(lock)
+                return self._tell(finished_state(run))
+            record = run.record("run.json")
             if record is None:
                 close_unborn(run, None, "its keeper died while starting it")
                 os.close(lock)
@@ -210,7 +217,10 @@ class Link:
         return None
 
     def _listen(self, run: Run, fd: int) -> None:
-        self.keepers[run.run] = Lines(self.reactor, fd, fd, self._tell, lambda: self._left(run))
+        line = self.keepers[run.run] = Lines(self.reactor, fd, fd, self._tell, lambda: self._left(run))
+        # A keeper may have died with an order unread. Asked twice does no harm: it only brings deadlines closer.
+        for message in self.orders.get(run.run, {}).values():
+            line.send(message)
 
     def _left(self, run: Run) -> None:
         self.keepers.pop(run.run, None)
@@ -236,7 +246,11 @@ class Link:
             os._exit(code)
 
     def _tell_keeper(self, message: Dict[str, Any]) -> None:
-        line = self.keepers.get(message["run"])
+        run = message["run"]
+        if self.states.get(run, {}).get("phase") == "gone":
+            return
+        self.orders.setdefault(run, {})[message["op"]] = message
+        line = self.keepers.get(run)
         if line is not None:
             line.send(message)
 
@@ -271,28 +285,3 @@ class Link:
             for folder in ("runs", "data"):
                 shutil.rmtree(os.path.join(self.base, folder, self.deployment), ignore_errors=True)
         self.line.send({"reply": message["id"], "living": living})
-
-
-def host_facts(base: str) -> Dict[str, Any]:
-    kept = {
-        key: value
-        for key, value in os.environ.items()
-        if key in KEPT or key.startswith(KEPT_PREFIXES) or key.endswith(KEPT_SUFFIXES)
-    }
-    runtime = "/run/user/%d" % os.getuid()
-    if "XDG_RUNTIME_DIR" not in kept and os.path.isdir(runtime):
-        kept["XDG_RUNTIME_DIR"] = runtime
-    return {
-        "v": VERSION,
-        "pid": os.getpid(),
-        "base": base,
-        "boot_id": procfs.boot_id(),
-        "pidns": procfs.pid_namespace(),
-        "hostname": socket.gethostname(),
-        "python": sys.executable,
-        "python_version": "%d.%d.%d" % sys.version_info[:3],
-        "uid": os.getuid(),
-        "login": kept,
-        "gpus": [],
-        "now_ms": wall_ms(),
-    }

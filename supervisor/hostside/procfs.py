@@ -13,6 +13,12 @@ class Process(NamedTuple):
     ppid: int
     sid: int
     state: str  # Z zombie, T stopped, D uninterruptible …
+    threads: int
+
+    @property
+    def gone(self) -> bool:
+        """Ended, though perhaps not reaped. A process whose first thread ended shows Z too, while its others live on."""
+        return self.state in "ZX" and self.threads <= 1
 
 
 def read(pid: int) -> Optional[Process]:
@@ -24,13 +30,13 @@ def read(pid: int) -> Optional[Process]:
         return None
     # comm may hold spaces and parentheses: everything after the last ')' is well-formed
     fields = stat[stat.rindex(b")") + 2 :].split()
-    return Process(pid, int(fields[19]), int(fields[1]), int(fields[3]), fields[0].decode())
+    return Process(pid, int(fields[19]), int(fields[1]), int(fields[3]), fields[0].decode(), int(fields[17]))
 
 
 def alive(pid: int, start: int) -> bool:
     """True while exactly this process runs; a zombie does not."""
     found = read(pid)
-    return found is not None and found.start == start and found.state not in "ZX"
+    return found is not None and found.start == start and not found.gone
 
 
 def everybody() -> Iterator[Process]:
@@ -54,6 +60,8 @@ def children(pid: int) -> List[int]:
 
 def descendants(pid: int, but_not: Set[int]) -> Dict[int, Process]:
     """Everything below `pid`, zombies included. Costs what the tree costs, not what the machine has."""
+    if not os.path.exists("/proc/thread-self/children"):
+        return _descendants_by_parent(pid, but_not)  # a kernel without CONFIG_PROC_CHILDREN
     found: Dict[int, Process] = {}
     todo = [child for child in children(pid) if child not in but_not]
     while todo:
@@ -65,9 +73,17 @@ def descendants(pid: int, but_not: Set[int]) -> Dict[int, Process]:
     return found
 
 
-def sessions(sids: Set[int]) -> Dict[int, Process]:
-    """Every process of these sessions. Reads the whole of /proc."""
-    return {p.pid: p for p in everybody() if p.sid in sids}
+def _descendants_by_parent(pid: int, but_not: Set[int]) -> Dict[int, Process]:
+    below: Dict[int, List[Process]] = {}
+    for process in everybody():
+        below.setdefault(process.ppid, []).append(process)
+    found: Dict[int, Process] = {}
+    todo = [pid]
+    while todo:
+        fresh = [p for p in below.get(todo.pop(), []) if p.pid not in found and p.pid not in but_not]
+        found.update((p.pid, p) for p in fresh)
+        todo += [p.pid for p in fresh]
+    return found
 
 
 def environ_of(pid: int) -> Dict[str, str]:

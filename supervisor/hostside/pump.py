@@ -11,8 +11,11 @@ A log is one endless stream; a segment is named by the offset of its first byte,
 from __future__ import annotations
 
 import ctypes
+import errno
+import fcntl
 import os
 import select
+import time
 from typing import Iterator, List, Optional, Tuple
 
 from .tree import libc
@@ -22,7 +25,7 @@ SEGMENTS_KEPT = 8
 FIFO_BYTES = 1 << 20
 F_SETPIPE_SZ = 1031
 SPLICE_NONBLOCK = 2
-BLOCKED_S = 0.2  # between two tries while the disk is full and nothing more came
+SAY_S = 1.0  # between two words about losses, and no sooner
 
 
 class Log:
@@ -35,7 +38,7 @@ class Log:
         """First offsets, ascending."""
         try:
             return sorted(int(name) for name in os.listdir(self.folder) if name.isdigit())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
 
     def path(self, first: int) -> str:
@@ -59,8 +62,6 @@ class Log:
         except FileNotFoundError:
             return self.read(offset + 1, limit)  # rotated away under our eyes
         later = [f for f in firsts if f > first]
-        if not data and later and offset < later[0]:
-            return self.read(later[0], limit)
         if not data and later:
             return self.read(later[0], limit)
         return offset, data
@@ -95,7 +96,10 @@ class Pump:
     def move(self) -> int:
         """Move what is there; returns how many bytes left the FIFO (kept or lost), 0 when it was empty."""
         if self.size >= SEGMENT_BYTES:
-            self._rotate()
+            try:
+                self._rotate()
+            except OSError as error:
+                return self._drop(str(error))
         offset = ctypes.c_longlong(self.size)
         want = min(FIFO_BYTES, SEGMENT_BYTES - self.size) if self.size < SEGMENT_BYTES else FIFO_BYTES
         moved = int(libc.splice(self.fifo, None, self.file, ctypes.byref(offset), ctypes.c_size_t(want), SPLICE_NONBLOCK))
@@ -103,9 +107,27 @@ class Pump:
             self.size += moved
             return moved
         code = ctypes.get_errno()
-        if moved == 0 or code == 11:  # EAGAIN: empty
+        if moved == 0 or code == errno.EAGAIN:  # empty
             return 0
+        if code == errno.EINVAL:
+            return self._copy()
         return self._drop(os.strerror(code))
+
+    def _copy(self) -> int:
+        """For a file system that cannot splice: these bytes are in our hands for a moment."""
+        try:
+            data = os.read(self.fifo, 1 << 16)
+        except BlockingIOError:
+            return 0
+        kept = 0
+        try:
+            while kept < len(data):
+                kept += os.pwrite(self.file, data[kept:], self.size + kept)
+        except OSError as error:
+            self.lost_bytes += len(data) - kept
+            self.lost_why = str(error)
+        self.size += kept
+        return len(data)
 
     def _drop(self, why: str) -> int:
         try:
@@ -117,18 +139,16 @@ class Pump:
         return dropped
 
     def _rotate(self) -> None:
-        os.close(self.file)
-        self.first += self.size
-        self.file = os.open(self.log.path(self.first), os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-        self.size = 0
-        for old in self.log.segments()[:-SEGMENTS_KEPT]:
+        for old in self.log.segments()[: 1 - SEGMENTS_KEPT]:
             os.unlink(self.log.path(old))
+        first = self.first + self.size
+        file = os.open(self.log.path(first), os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        os.close(self.file)
+        self.first, self.file, self.size = first, file, 0
 
 
 def open_fifo(path: str) -> int:
-    """The pump's end of the FIFO; makes it 1 MiB large where the user's limit allows."""
-    import fcntl
-
+    """The readers' end of the FIFO; makes it 1 MiB large where the user's limit allows."""
     fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         fcntl.fcntl(fd, F_SETPIPE_SZ, FIFO_BYTES)
@@ -137,22 +157,21 @@ def open_fifo(path: str) -> int:
     return fd
 
 
-def run(log: Log, fifo_path: str, keeper: int) -> Optional[str]:
+def run(log: Log, fifo: int, keeper: int) -> Optional[str]:
     """Pump until the keeper (the other end of the socket `keeper`) says "finish", or is gone.
 
     Tells the keeper about losses as text lines. Returns None when finished, "heir" when the keeper died.
     """
-    pump = Pump(log, open_fifo(fifo_path))
+    pump = Pump(log, fifo)
     poll = select.poll()
     poll.register(pump.fifo, select.POLLIN)
     poll.register(keeper, select.POLLIN)
-    told = 0
+    told, told_at = 0, 0.0
     while True:
-        for fd, _ in poll.poll():
+        for fd, _ in poll.poll(SAY_S * 1000 if pump.lost_bytes != told else None):
             if fd == pump.fifo:
                 pump.move()
             elif not _finish_asked(keeper):
-                os.close(pump.fifo)
                 os.close(pump.file)
                 return "heir"
             else:
@@ -161,8 +180,8 @@ def run(log: Log, fifo_path: str, keeper: int) -> Optional[str]:
                 os.fsync(pump.file)
                 _say_loss(keeper, pump)
                 return None
-        if pump.lost_bytes != told:
-            told = pump.lost_bytes
+        if pump.lost_bytes != told and time.monotonic() - told_at >= SAY_S:
+            told, told_at = pump.lost_bytes, time.monotonic()
             _say_loss(keeper, pump)
 
 

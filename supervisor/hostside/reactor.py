@@ -86,7 +86,7 @@ class Reactor:
         self._running = False
 
     def run(self) -> None:
-        self._running = True
+        """Until `stop()`, which may have been called already."""
         while self._running:
             timeout_ms = None
             while self._timers and self._timers[0][2].call is None:
@@ -107,7 +107,7 @@ class Reactor:
 class Lines:
     """JSON objects, one per line, over a pair of descriptors it owns. `closed` is called once, from the loop or from `send`."""
 
-    LIMIT = 8 << 20  # a peer that reads nothing for this long is gone for us
+    LIMIT = 64 << 20  # a peer that leaves this much unread is gone for us
 
     def __init__(
         self,
@@ -167,7 +167,13 @@ class Lines:
         self._inbuf = bytearray(rest)
         for line in lines:
             if line.strip() and self.open:
-                self._received(json.loads(line))
+                try:
+                    message = json.loads(line)
+                except ValueError:
+                    return self.close()
+                if not isinstance(message, dict):
+                    return self.close()
+                self._received(message)
         return None
 
     def _flush(self) -> None:
@@ -185,6 +191,6 @@ class Lines:
         if self._in == self._out:
             self._reactor.watch(self._in, READ | (WRITE if wanted else 0), self._ready)
         elif wanted:
-            self._reactor.watch(self._out, WRITE, self._ready)
+            self._reactor.watch(self._out, WRITE, lambda _: self._flush())  # also of its death
         else:
             self._reactor.unwatch(self._out)

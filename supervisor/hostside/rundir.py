@@ -19,6 +19,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from typing import Any, Dict, Iterator, List, Optional
 
 from . import VERSION
@@ -125,7 +126,7 @@ def sync_directory(path: str) -> None:
 def subdirectories(path: str) -> List[str]:
     try:
         return sorted(e.name for e in os.scandir(path) if e.is_dir(follow_symlinks=False) and not e.name.startswith("."))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
 
 
@@ -139,8 +140,20 @@ def runs(base: str, deployment: str) -> Iterator[Run]:
 
 def prune(base: str, deployment: str, process: str, keep: int = 4) -> None:
     """Forget finished runs of a process, but the first one (a crash loop's first failure) and the newest `keep`."""
-    names = subdirectories(os.path.join(base, "runs", deployment, process))
+    parent = os.path.join(base, "runs", deployment, process)
+    _sweep_drafts(parent)
+    names = subdirectories(parent)
     for name in names[1:-keep]:
         run = Run(base, deployment, process, name)
         if run.finished:
             shutil.rmtree(run.path, ignore_errors=True)
+
+
+def _sweep_drafts(parent: str) -> None:
+    """Remove what keepers left that died within `create_locked`: it takes milliseconds, so what is a minute old is dead."""
+    try:
+        drafts = [e.path for e in os.scandir(parent) if e.name.startswith(".") and time.time() - e.stat().st_mtime > 60]
+    except OSError:
+        return  # no such process yet, or a draft that just got its name
+    for path in drafts:
+        shutil.rmtree(path, ignore_errors=True)

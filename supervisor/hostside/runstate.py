@@ -53,21 +53,31 @@ def finished_state(run: Run) -> Dict[str, Any]:
     """A run that is over, told from its records."""
     gone = run.record("gone.json") or {}
     spec, born = run.record("spec.json") or {}, run.record("run.json") or {}
-    return run_state(run, spec, born, run.record("exit.json"), "gone", notes=gone.get("notes", []))
+    ended = run.record("exit.json")
+    fenced = gone.get("fenced") or (ended or {}).get("fenced")
+    return run_state(run, spec, born, ended, "gone", notes=gone.get("notes", []), fenced=fenced)
 
 
 def close_unborn(run: Run, held: Optional[spawn.Held], why: str, cause: str = "start") -> Dict[str, Any]:
     """Record that this run never lived, and let go. Returns its exit."""
     ended = {"code": None, "signal": None, "at": wall_ms(), "asked": False, "cause": cause, "message": why}
-    run.write("exit.json", ended)
-    run.write("gone.json", {"at": wall_ms(), "notes": []})
     if held is not None:
         for sock in held.claims:
             sock.close()
         held.listener.close()
-    if os.path.exists(run.socket):
-        os.unlink(run.socket)
+    run.write("exit.json", ended)
+    run.write("gone.json", {"at": wall_ms(), "notes": []})
+    unlink_channels(run)
     return ended
+
+
+def unlink_channels(run: Run) -> None:
+    """What only a living run needs; after gone.json, so that an heir never finds a run without its FIFO."""
+    for path in (run.socket, run.file("out")):
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            pass
 
 
 def fence_target(spec: Dict[str, Any], record: Dict[str, Any]) -> Optional[Dict[str, Any]]:

@@ -22,7 +22,8 @@ import time
 from typing import Any, Dict, List, NamedTuple, Optional
 
 from . import claims, ports, procfs
-from .rundir import Run
+from .rundir import Run, runs, subdirectories
+from .tree import Tree
 
 
 class Refused(Exception):
@@ -80,6 +81,7 @@ def claim(run: Run, spec: Dict[str, Any]) -> Held:
                 raise Refused("missing", "%s does not exist on this host" % path)
         for name in claim_names(run, spec, {}):
             held.append(claims.hold(name))
+        _not_outlived(run, claim_names(run, spec, {}))
         low, high = spec.get("port_range", [18000, 19999])
         numbers, port_claims = ports.choose(spec.get("ports", {}), low, high)
         held += port_claims
@@ -89,6 +91,21 @@ def claim(run: Run, spec: Dict[str, Any]) -> Held:
             sock.close()
         cause = error.cause if isinstance(error, Refused) else "port" if isinstance(error, ports.Taken) else "held"
         raise Refused(cause, str(error)) from None
+
+
+def _not_outlived(run: Run, names: List[str]) -> None:
+    """Claims fall with keeper and pump, which a tree may outlive: until its heir holds them, its records speak for it.
+
+    Asked while we hold the claims ourselves, so nobody can become the holder meanwhile.
+    """
+    for deployment in subdirectories(os.path.join(run.base, "runs")):
+        for other in runs(run.base, deployment):
+            record = None if other.finished or other.path == run.path else other.record("run.json")
+            if record is None or record.get("boot") != procfs.boot_id():
+                continue
+            shared = set(names) & set(claim_names(other, other.record("spec.json") or {}, {}))
+            if shared and Tree(record["pid"], record["start"], record["sid"], parent=False).members():
+                raise Refused("held", "%s is held by run %s, whose keeper died" % (min(shared), other.run))
 
 
 def listen(run: Run) -> socket.socket:
@@ -204,12 +221,21 @@ def oom_score(score: int) -> None:
 
 def release(child: Child) -> Optional[str]:
     """Let the child exec; None when it did, else why it could not. Blocks for the length of an execve."""
-    os.write(child.go, b"g")
+    try:
+        os.write(child.go, b"g")
+    except BrokenPipeError:
+        pass  # it ended before the word; its status pipe says why
     os.close(child.go)
     reached("released")
     why = os.read(child.status, 4096)
     os.close(child.status)
     return why.decode(errors="replace") or None
+
+
+def abandon(child: Child) -> None:
+    """End a child that we cannot vouch for. It is ours and not reaped, so its pid is nobody else's."""
+    os.kill(child.pid, signal.SIGKILL)
+    os.waitpid(child.pid, 0)
 
 
 def make_fifo(run: Run) -> None:

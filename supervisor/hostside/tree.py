@@ -28,33 +28,45 @@ class Tree:
     def __init__(self, pid: int, start: int, sid: int, parent: bool) -> None:
         """`parent`: this process started the leader. `others`: our own helpers among our children."""
         self.pid, self.start, self.parent = pid, start, parent
-        self.sids: Set[int] = {sid}
+        self.sids: Set[int] = {sid}  # of the last look
         self.others: Set[int] = set()
 
     def members(self) -> Dict[int, procfs.Process]:
         """Who of the tree is alive now, zombies excluded."""
         found = procfs.descendants(os.getpid(), self.others) if self.parent else self._followed()
-        return {pid: p for pid, p in found.items() if p.state not in "ZX"}
+        return {pid: p for pid, p in found.items() if not p.gone}
+
+    def empty(self) -> bool:
+        """The proof that nobody is left. One look at the living is none: who forks and dies during it hides its child.
+
+        A keeper that has reaped has no descendants at all then, not even zombies: orphans come to it, so a look that finds
+        nobody has missed nobody. An heir, to whom nobody comes, looks twice.
+        """
+        if self.parent:
+            return not procfs.descendants(os.getpid(), self.others)
+        return not self.members() and not self.members()
 
     def _followed(self) -> Dict[int, procfs.Process]:
         everybody = {p.pid: p for p in procfs.everybody()}
+        sids = set(self.sids)
         leader = everybody.get(self.pid)
         if leader is not None and leader.start != self.start:
-            del everybody[self.pid]  # the pid was given to somebody else
+            # The pid was given to somebody else. The kernel does that only when no session bears the number any more,
+            # so a session of this number is that bystander's, all of it.
+            del everybody[self.pid]
+            sids.discard(self.pid)
         found: Dict[int, procfs.Process] = {}
         grew = True
         while grew:
             grew = False
             for p in everybody.values():
                 # Older than the leader = its session's number was another's before, and is again.
-                if (
-                    p.pid not in found
-                    and p.start >= self.start
-                    and (p.sid in self.sids or p.ppid in found or p.pid == self.pid)
-                ):
+                if p.pid not in found and p.start >= self.start and (p.sid in sids or p.ppid in found or p.pid == self.pid):
                     found[p.pid] = p
-                    self.sids.add(p.sid)
+                    sids.add(p.sid)
                     grew = True
+        # Sessions nobody of ours is in any more are forgotten: their numbers may be others' by the next look.
+        self.sids = {self.pid} | {p.sid for p in found.values()}
         return found
 
     def signal_leader(self, number: int) -> bool:
@@ -89,8 +101,8 @@ def send(process: procfs.Process, number: int) -> bool:
             os.kill(process.pid, number)
         else:
             _pidfd_send(fd, number)
-    except ProcessLookupError:
-        return False
+    except (ProcessLookupError, PermissionError):
+        return False  # gone, or of another user (sudo in the tree): it will show as stuck, which is the truth
     finally:
         if fd is not None:
             os.close(fd)
