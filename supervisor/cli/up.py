@@ -36,12 +36,12 @@ def run(args: argparse.Namespace) -> int:
 
 async def _run(args: argparse.Namespace, files: Files) -> int:
     state = of(files.plan().deployment)
-    if await _is_running(state):
-        if not await _apply(state, files, args.yes):
-            return 1
-    else:
+    joined = await _is_running(state)
+    if not joined:
         await _start(state, files)
-    session = Session(state, detach=args.detach)
+    elif not await _apply(state, files, args.yes):
+        return 1
+    session = Session(state, detach=args.detach, joined=joined)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(session.heed_signals, tasks.cancel_scope)
         await session.follow()
@@ -100,8 +100,9 @@ async def _apply(state: StateDir, files: Files, yes: bool) -> bool:
 class Session:
     """One `up` on one terminal."""
 
-    def __init__(self, state: StateDir, detach: bool) -> None:
-        self.state, self.detach = state, detach
+    def __init__(self, state: StateDir, detach: bool, joined: bool) -> None:
+        """`joined`: a controller ran already, so what serves is not ours to end when something new fails."""
+        self.state, self.detach, self.joined = state, detach, joined
         self.progress = Progress(terminal=sys.stdout.isatty())
         self.code = 0
         self._ending: Ending | None = None
@@ -143,7 +144,7 @@ class Session:
         self.code = 1
         write(self.progress.finish())
         sys.stderr.write(show_why(seen, look()))
-        if not self.detach:
+        if not self.joined:
             await self._end()
 
     async def heed_signals(self, scope: anyio.CancelScope) -> None:

@@ -31,7 +31,7 @@ def alone(script: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["unshare", "--mount", "--pid", "--net", "--ipc", "--fork", "--mount-proc", "--kill-child=KILL",
          "sh", "-c", prepare, "sh", sys.executable, "-c", textwrap.dedent(script)],
-        env={"PATH": os.environ["PATH"], "HOME": "/tmp/home", "PYTHONPATH": str(REPOSITORY)},
+        env={"PATH": os.environ["PATH"], "HOME": "/tmp/home", "PYTHONPATH": str(REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1"},
         cwd="/",
         text=True,
         capture_output=True,

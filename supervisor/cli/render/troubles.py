@@ -32,7 +32,7 @@ def troubles(status: Status) -> list[Trouble]:
 
 
 def controller(status: Status) -> Iterable[Trouble]:
-    if status["controller"] is None and (wanted(status) or remaining(status)):
+    if status["controller"] is None and remaining(status):
         gone = status.get("controller_gone_since")
         when = "" if gone is None else f" {since(gone, status['asof'])}"
         says = f"No controller{when}. Work goes on, but nothing is being healed: what ends stays down."
