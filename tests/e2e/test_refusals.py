@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.lab import FAST, Lab
+from tests.e2e.lab import FAST, Lab, pids
 
 # --- it does not start ----------------------------------------------------------------------------------------------------
 
@@ -68,6 +68,27 @@ def test_no_etcd_to_run(lab: Lab) -> None:
     lab.hosts["hosts"]["here"]["env"]["PATH"] = "/nowhere"
     lab.write()
     refused(lab, ("etcd-0",), "cannot find etcd; looked in /nowhere")
+
+
+def test_nor_does_a_detached_up_leave_anything_of_a_failed_start(lab: Lab) -> None:
+    lab.deployment["models"] = [lab.service(model="/nowhere/model")]
+    lab.write()
+    failed = lab.noray("up", *lab.files, "--detach", code=1)
+    assert "/nowhere/model does not exist on this host" in failed.stderr
+    assert not lab.living()
+
+
+def test_what_serves_is_not_ended_by_a_change_that_cannot_start(lab: Lab) -> None:
+    lab.up()
+    before = pids(lab.status())
+    lab.deployment["models"].append(lab.service(name="more", served_as="more", model="/nowhere/model"))
+    lab.write()
+    failed = lab.noray("up", *lab.files, "--yes", code=1)
+    assert "/nowhere/model does not exist on this host" in failed.stderr
+    after = pids(lab.status())
+    assert {name: after[name] for name in before} == before
+    lab.chat()
+    lab.down()
 
 
 # --- it cannot be meant ---------------------------------------------------------------------------------------------------

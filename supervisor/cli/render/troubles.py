@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from supervisor.cli.render import about
 from supervisor.cli.render.times import ahead, since
 from supervisor.core.snapshot import HostStatus, ProcessStatus, Status
-from supervisor.core.verdict import remaining, wanted
+from supervisor.core.verdict import remaining
 from supervisor.core.words import listing, plain, plural
 
 TAIL = 6  # last log lines shown
