@@ -24,7 +24,7 @@ from supervisor.control import wire
 from supervisor.control.server import serve
 from supervisor.core.actions import Action, Unwatch, Watch
 from supervisor.core.facts import Fact, Planned, StopAsked
-from supervisor.core.fleet import Fleet
+from supervisor.core.fleet import NOT_YET_ASKED, Fleet
 from supervisor.core.process import State
 from supervisor.core.snapshot import ControllerStatus, Status
 from supervisor.core.status import status
@@ -176,11 +176,18 @@ class Controller:
         """Look until everything that lives has shown what it is, at most OBSERVE_S."""
         with anyio.move_on_after(OBSERVE_S):
             async for _ in self.changes():
-                asked = [h for h in self.fleet.hosts.values() if h.up or h.why != "not yet asked"]
+                asked = [h for h in self.fleet.hosts.values() if h.up or h.why != NOT_YET_ASKED]
                 moving = [p for p in self.fleet.processes.values() if p.state in (State.PENDING, State.STARTING)]
                 if self.fleet.hosts and len(asked) == len(self.fleet.hosts) and not moving:
                     break
         return self.snapshot()
+
+    async def asked(self) -> None:
+        """Wait until every host has said what lives there, or cannot be asked. Each link's own patience bounds that."""
+        async for _ in self.changes():
+            hosts = self.fleet.hosts.values()
+            if hosts and all(h.up or h.why != NOT_YET_ASKED for h in hosts):
+                return
 
     async def stop(self, skip_drain: bool = False) -> AsyncIterator[Status]:
         """Bring everything down, in order; ends when all is gone, or when waiting longer cannot help."""

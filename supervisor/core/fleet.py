@@ -107,13 +107,19 @@ def _planned(fleet: Fleet, wanted: Mapping[str, Wanted], now_s: float) -> Fleet:
     processes: dict[str, Process] = {}
     for name in names:
         old, want = fleet.processes.get(name), wanted.get(name)
-        if old is None or (want is not None and old.state in AT_REST):
+        if old is None or (want is not None and _worth_another_try(old, want)):
             processes[name] = _fresh(fleet, wanted[name], now_s)
         elif want is None or want.host != old.wanted.host:
             processes[name] = replace(old, up=False)
         else:
             processes[name] = replace(old, wanted=want, up=not fleet.stopping)
     return _follow_plan(replace(fleet, processes=processes), now_s)
+
+
+def _worth_another_try(old: Process, want: Wanted) -> bool:
+    """What is at rest is what the operator means by trying again; what waits need not, once it would start as another."""
+    mended = old.state is State.BACKOFF and old.wanted.launch_hash != want.launch_hash
+    return old.state in AT_REST or mended
 
 
 def _fresh(fleet: Fleet, want: Wanted, now_s: float) -> Process:

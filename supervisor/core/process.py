@@ -310,5 +310,7 @@ def settle(process: Process, now_s: float, new_run: Callable[[], str], *, may_sp
         return to(replace(process, next_attempt_s=None), State.STOPPED, "", now_s), ()
     if process.state is State.PENDING and process.up and process.spawnable and may_spawn:
         run = new_run()
-        return to(with_run(process, run, now_s), State.STARTING, "", now_s), (Spawn(name, host, run),)
+        # Even a keeper that never says its first word is a start without progress.
+        wake = WakeAt(name, run, now_s + process.wanted.stall_s)
+        return to(with_run(process, run, now_s), State.STARTING, "", now_s), (Spawn(name, host, run), wake)
     return process, ()

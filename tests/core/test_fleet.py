@@ -120,6 +120,14 @@ def test_an_order_to_stop_that_was_lost_with_the_line_is_given_again() -> None:
     assert stops(world.found(run_state(run))) == [(run, 0.0)]
 
 
+def test_an_heir_that_never_heard_of_the_stop_is_told_once() -> None:
+    world = up()
+    world.stop()
+    assert stops(world.told(Phase.RUNNING, heir=True)) == [(world.run, 90.0)]
+    assert not stops(world.told(Phase.RUNNING, heir=True))
+    assert not stops(world.told(Phase.RUNNING, heir=True, asked=True, stop_step="term_leader"))
+
+
 def test_nothing_is_called_stopped_before_its_host_has_answered() -> None:
     world = World()
     world.plan(FRONT, WORKER_1)

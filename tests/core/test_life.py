@@ -16,7 +16,7 @@ def test_from_nothing_to_ready() -> None:
     world = World()
     assert world.plan(wanted()) == ()
     assert world.state == "pending"
-    assert world.found() == (Spawn("qwen-0", "gpu01", world.run),)
+    assert world.found() == (Spawn("qwen-0", "gpu01", world.run), WakeAt("qwen-0", world.run, 300.0))
     assert world.state == "starting"
     assert world.told(Phase.RUNNING) == (Watch("qwen-0", world.run), WakeAt("qwen-0", world.run, 300.0))
     assert world.tell(Probed("qwen-0", world.run, "registered", ready=False, instance="77")) == (
@@ -254,3 +254,33 @@ def test_time_alone_does_not_hurt_what_is_ready() -> None:
     world.now_s = 1e6
     assert world.due() == ()
     assert world.state is State.READY
+
+
+def test_a_stop_that_died_with_its_keeper_is_asked_again_of_the_heir_and_once() -> None:
+    world = up()
+    world.stop()
+    world.told(Phase.RUNNING, asked=True, stop_step="term_leader")
+    forgot = world.told(Phase.RUNNING, heir=True)
+    assert stops(forgot) == [(world.run, 90.0)]
+    assert not stops(world.told(Phase.RUNNING, heir=True))
+    assert not stops(world.told(Phase.RUNNING, heir=True, asked=True, stop_step="term_leader"))
+
+
+def test_a_keeper_that_never_says_a_word_is_a_start_without_progress() -> None:
+    world = World()
+    world.plan(wanted())
+    world.found()
+    world.now_s = 300.0
+    assert stops(world.due()) == [(world.run, 30.0)]
+    assert world.state == "stopping"
+
+
+def test_a_corrected_file_does_not_wait_for_the_backoff_of_the_wrong_one() -> None:
+    world = up()
+    world.ends(exited(code=1))
+    world.due()
+    world.runs()
+    world.ends(exited(code=1))
+    assert world.state == "backoff"
+    assert not spawns(world.plan(wanted()))
+    assert spawns(world.plan(wanted(launch_hash="h2"))) == ["qwen-0"]

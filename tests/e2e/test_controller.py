@@ -203,3 +203,15 @@ def test_what_cannot_be_seen_is_not_called_down(lab: Lab, tmp_path_factory: pyte
         assert down.returncode == 0, said
         assert not lab.living()
     assert "everything is down; nothing is left running" in said
+
+
+@pytest.mark.skipif(bool(MISSING), reason=MISSING)
+def test_down_has_patience_with_a_slow_host(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> None:
+    drag = lab.place / "drag"
+    slow = f"ForceCommand sh -c 'test -e {drag} && sleep 5; exec sh -c \"$SSH_ORIGINAL_COMMAND\"'"
+    with Sshd(tmp_path_factory.mktemp("sshd"), options=[f"SetEnv NORAY_TEST={lab.mark}", slow]) as sshd:
+        lab.over_ssh(sshd)
+        lab.up()
+        lab.kill_controller()
+        drag.touch()
+        lab.down()
