@@ -49,9 +49,7 @@ class Keeper:
         fenced = (self.exit or {}).get("fenced")
         self.fencing = Fencing(self.reactor, fence_target(spec, record), fenced, self._fence_tried)
         self.asked = bool((self.exit or {}).get("asked"))
-        self.gone = False
-        self.empty = False
-        self.sweeping = False
+        self.gone = self.empty = self.sweeping = False
         self.notes: List[str] = []
         self.peers: List[Lines] = []
         self.output = Output(run, self.reactor, self.note, fifo)

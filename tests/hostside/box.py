@@ -1,6 +1,6 @@
 """The box: everything a test starts lives below this process, and dies with the test, also when pytest is killed -9.
 
-    python box.py FD       FD: a unix socket to the test; its end-of-file is the end of all
+    python box.py FD FOLDER    FD: a unix socket to the test; its end-of-file is the end of all. FOLDER: of this host
 
 It starts programs for the test (their stdin and stdout are descriptors that the test sends along), is the child subreaper
 of whatever daemonises below them, and reaps. At end-of-file it kills all that is below it, again and again until nobody
@@ -10,8 +10,10 @@ is left.
 from __future__ import annotations
 
 import ctypes
+import glob
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -54,7 +56,8 @@ def end_all() -> None:
         time.sleep(0.005)
 
 
-def main(fd: int) -> None:
+def main(fd: int, folder: str) -> None:
+    pytest = os.getppid()
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
     line = socket.socket(fileno=fd)
     line.settimeout(0.05)
@@ -88,7 +91,10 @@ def main(fd: int) -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     end_all()
+    if os.getppid() != pytest:  # it cannot tidy up any more
+        for left in (folder, *glob.glob(f"/tmp/ni-{pytest}-*")):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), sys.argv[2])

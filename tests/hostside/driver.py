@@ -94,7 +94,7 @@ def sabotaged(folder: Path, **replaced: str | tuple[str, str]) -> Path:
 @functools.cache
 def importable(package: Path) -> Path:
     """A folder from which the package is imported as `noray_host`, and that keeps what was compiled of it."""
-    folder = Path(tempfile.mkdtemp(prefix="ni", dir="/tmp"))
+    folder = Path(tempfile.mkdtemp(prefix=f"ni-{os.getpid()}-", dir="/tmp"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     (folder / "noray_host").symlink_to(package)
     return folder
@@ -115,7 +115,7 @@ class Host:
         self.links: list[Link] = []
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.line = ours
-        argv = [sys.executable, "-I", "-S", box.__file__, str(theirs.fileno())]
+        argv = [sys.executable, "-I", "-S", box.__file__, str(theirs.fileno()), str(self.root)]
         self.box = subprocess.Popen(argv, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
         theirs.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import signal
@@ -12,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.hostside import box
 from tests.hostside.driver import PY, TERM_DEAF, Host, Link, marked, sabotaged, stat, wait_for
 
 # A child that tells when it hears SIGTERM, a leader that tells when it hears it and then takes a moment.
@@ -108,7 +108,6 @@ def test_a_fork_bomb(host: Host, link: Link) -> None:
     mark = host.deployment + "mark"
     link.started(argv=[*PY, bomb], env={"MARK": mark})
     told(link, "deaf")
-    assert len(box.below(host.box.pid)) > 100
     link.stopped(term_s=0.2)
     assert not marked(mark)
     host.assert_nothing_left()
@@ -312,4 +311,4 @@ def test_the_box_leaves_nothing_when_pytest_is_killed(tmp_path: Path, victim: in
     child.wait()
     child.stdout.close()
     wait_for(lambda: not any(stat(int(pid)) for pid in started))
-    subprocess.run(["rm", "-rf", folder], check=True)
+    wait_for(lambda: not os.path.exists(folder) and not glob.glob(f"/tmp/ni-{child.pid}-*"))
