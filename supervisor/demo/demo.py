@@ -44,6 +44,7 @@ def run(keep: bool = False, before_the_end: Callable[[], None] | None = None) ->
     """0 if everything went as promised. `before_the_end` is for tests that leak something on purpose."""
     if importlib.util.find_spec("dynamo") is None:
         raise NorayError("the demo needs Dynamo beside noray", "pip install 'noray[dynamo]', or: make demo")
+    sys.dont_write_bytecode = True  # a checkout in /tmp would have new files, and the witness would be right
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     mark = secrets.token_hex(4)
     notebook = Path(tempfile.mkdtemp(prefix="noray-witness-")) / "before.json"
@@ -135,6 +136,7 @@ class Stage:
         )
         (place / "deployment.yaml").write_text(
             f"name: demo\n"
+            f"env: {{PYTHONDONTWRITEBYTECODE: '1'}}\n"
             f"etcd: {{port: {etcd}}}\n"
             f"frontend: {{port: {http}}}\n"
             f"models:\n"
@@ -151,6 +153,7 @@ class Stage:
             "TMPDIR": f"{place}/tmp",
             "NORAY_STATE": f"{place}/state",
             "NORAY_DEMO_MARK": mark,
+            "PYTHONDONTWRITEBYTECODE": "1",
         }
 
     async def play(self) -> int:
