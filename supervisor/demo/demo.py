@@ -35,6 +35,8 @@ from supervisor.errors import NorayError
 MODEL = "tiny"
 VICTIM = "mock-1"
 CLIENTS = 4
+STREAM_TOKENS = 200  # a stream of about 1.4 s
+MID_STREAM_S = 0.4  # the kill comes when every client is in the middle of one: its streams are finished by the living
 PR_SET_CHILD_SUBREAPER = 36
 WITNESS_WAIT_S = "5"
 REAP_S = 5.0
@@ -105,15 +107,21 @@ class Load:
             while True:
                 self.asked += 1
                 try:
-                    answer = await http.post(f"{self.url}/v1/chat/completions", json=question(max_tokens=20))
-                    if answer.status_code != 200:
-                        self.failed.append(f"HTTP {answer.status_code}: {answer.text[:200]}")
+                    asked = {**question(STREAM_TOKENS), "stream": True}
+                    answer = await http.post(f"{self.url}/v1/chat/completions", json=asked)
+                    if answer.status_code != 200 or not answer.text.rstrip().endswith("[DONE]"):
+                        self.failed.append(f"HTTP {answer.status_code}: {answer.text[-200:]}")
                 except httpx.HTTPError as error:
                     self.failed.append(repr(error))
 
 
 def question(max_tokens: int) -> dict[str, object]:
-    return {"model": MODEL, "messages": [{"role": "user", "content": "Is anybody there?"}], "max_tokens": max_tokens}
+    return {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": "Is anybody there?"}],
+        "max_tokens": max_tokens,
+        "ignore_eos": True,
+    }
 
 
 class Stage:
@@ -166,9 +174,12 @@ class Stage:
         async with anyio.create_task_group() as clients:
             for _ in range(CLIENTS):
                 clients.start_soon(load.client)
+            await anyio.sleep(MID_STREAM_S)
             await self.murder()
             clients.cancel_scope.cancel()
-        say(f"another completion; {CLIENTS} clients asked {load.asked} times meanwhile, {len(load.failed)} requests failed")
+        say(
+            f"another completion; of {load.asked} streams that {CLIENTS} clients asked for meanwhile, {len(load.failed)} failed"
+        )
         for failure in load.failed[:3]:
             sys.stdout.write(f"  {failure}\n")
         await self.ask()

@@ -275,10 +275,9 @@ class Lab:
         finally:
             connection.close()
 
-    def busy(self, name: str) -> bool:
-        """Whether a worker has a request in flight."""
-        port = self.process(name)["ports"]["system"]
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+    def busy(self, system_port: int) -> bool:
+        """Whether the worker with this port has a request in flight."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{system_port}/metrics", timeout=10) as answer:
             page = answer.read().decode()
         found = re.findall(r'inflight_requests\{[^}]*dynamo_endpoint="generate"[^}]*\} (\d+)', page)
         return any(int(count) for count in found)

@@ -32,7 +32,8 @@ def up_and_busy(lab: Lab, tokens: int) -> Request:
     until(lab.has_controller)
     lab.ready()
     request = Request(lambda: lab.stream(tokens))
-    until(lambda: lab.busy("mock-0"))
+    port = lab.process("mock-0")["ports"]["system"]
+    until(lambda: lab.busy(port))
     return request
 
 
