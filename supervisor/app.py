@@ -182,13 +182,6 @@ class Controller:
                     break
         return self.snapshot()
 
-    async def asked(self) -> None:
-        """Wait until every host has said what lives there, or cannot be asked. Each link's own patience bounds that."""
-        async for _ in self.changes():
-            hosts = self.fleet.hosts.values()
-            if hosts and all(h.up or h.why != NOT_YET_ASKED for h in hosts):
-                return
-
     async def stop(self, skip_drain: bool = False) -> AsyncIterator[Status]:
         """Bring everything down, in order; ends when all is gone, or when waiting longer cannot help."""
         await self._tell(StopAsked(skip_drain))

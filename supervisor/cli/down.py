@@ -118,7 +118,6 @@ class Ending:
         self._own = Controller(self.state.load(), self.state, Use.END)
         async with anyio.create_task_group() as tasks:
             await tasks.start(self._own.run)
-            await self._own.asked()  # adopt first: what lives must be known before it can be stopped
             async for seen in self._own.stop():
                 self._show(seen)
             self.left = self._own.left_over()
