@@ -6,7 +6,7 @@ import os
 import time
 from typing import Any, Dict, Optional
 
-from . import procfs, pump, spawn
+from . import cgroup, procfs, pump, spawn
 from .rundir import Run
 
 TAIL_BYTES = 4096  # of its log are told with a run that is over
@@ -65,6 +65,7 @@ def close_unborn(run: Run, held: Optional[spawn.Held], why: str, cause: str = "s
         for sock in held.claims:
             sock.close()
         held.listener.close()
+    cgroup.clear(run)
     run.write("exit.json", ended)
     run.write("gone.json", {"at": wall_ms(), "notes": []})
     unlink_channels(run)

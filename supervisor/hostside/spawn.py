@@ -21,9 +21,8 @@ import socket
 import time
 from typing import Any, Dict, List, NamedTuple, Optional
 
-from . import claims, ports, procfs
+from . import claims, ports, procfs, roster
 from .rundir import Run, runs, subdirectories
-from .tree import Tree
 
 
 class Refused(Exception):
@@ -104,7 +103,7 @@ def _not_outlived(run: Run, names: List[str]) -> None:
             if record is None or record.get("boot") != procfs.boot_id():
                 continue
             shared = set(names) & set(claim_names(other, other.record("spec.json") or {}, {}))
-            if shared and Tree(record["pid"], record["start"], record["sid"], parent=False).members():
+            if shared and roster.follower(other, record).members():
                 raise Refused("held", "%s is held by run %s, whose keeper died" % (min(shared), other.run))
 
 
