@@ -115,7 +115,7 @@ class Host:
         self.links: list[Link] = []
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.line = ours
-        argv = [sys.executable, "-I", "-S", box.__file__, str(theirs.fileno()), str(self.root)]
+        argv = [sys.executable, "-I", "-S", box.__file__, str(theirs.fileno()), str(self.root), self.deployment]
         self.box = subprocess.Popen(argv, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
         theirs.close()
 
@@ -193,6 +193,7 @@ class Host:
             "below the box": [p for p in box.below(self.box.pid) if stat(p) and p not in [link.pid for link in self.links]],
             "claims": sockets_named(f"-{self.deployment}-"),
             "sockets": sockets_named(str(self.base)) + [str(p) for p in self.base.glob("s/*")],
+            "cgroups": box.cgroups(self.deployment),
             "fifos": [str(p) for p in self.base.glob("runs/*/*/*/out")],
         }
         return {what: found for what, found in left.items() if found}
