@@ -1,0 +1,65 @@
+"""Who of a fake worker's tree still exists? Looked at from outside: this file imports nothing of noray.
+
+    python survivors.py MARK [EVERY_S]     a watcher: says {"t", "alive"} whenever the set of processes changes
+
+The mark is a directory, and a process carries it as its working directory: kept over fork, exec, setsid, `env -i` and a
+changed title, and read by the kernel's word alone (/proc/PID/cwd; root sees everybody's, a user their own).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from typing import NamedTuple
+
+
+class Survivor(NamedTuple):
+    pid: int
+    started: int  # clock ticks since boot: with the pid, an identity
+    state: str
+    ppid: int
+    sid: int
+    command: str
+
+
+def survivors(mark: str) -> dict[int, Survivor]:
+    """The processes, zombies aside, whose working directory is the mark or below it, by pid."""
+    found = {}
+    root = os.path.realpath(mark)
+    for name in os.listdir("/proc"):
+        if name.isdigit() and (one := _look(int(name), root)):
+            found[one.pid] = one
+    return found
+
+
+def _look(pid: int, root: str) -> Survivor | None:
+    try:
+        at = os.readlink(f"/proc/{pid}/cwd")
+        if at not in (root, root + " (deleted)") and not at.startswith(root + "/"):
+            return None
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            command = file.read().replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:  # it ended while we looked, or is a zombie, or not ours to see
+        return None
+    return Survivor(pid, int(fields[19]), fields[0].decode(), int(fields[1]), int(fields[3]), command)
+
+
+def watch(mark: str, every_s: float) -> None:
+    """Say each change of the set, with CLOCK_MONOTONIC of the look; ends with its standard output or at SIGTERM."""
+    before: dict[int, Survivor] | None = None
+    while True:
+        looked = time.monotonic()
+        now = survivors(mark)
+        if before is None or now.keys() != before.keys():
+            alive = [one._asdict() for one in now.values()]
+            print(json.dumps({"t": looked, "alive": alive}), flush=True)
+            before = now
+        time.sleep(max(0.0, looked + every_s - time.monotonic()))
+
+
+if __name__ == "__main__":
+    watch(sys.argv[1], float(sys.argv[2]) if len(sys.argv) > 2 else 0.01)
