@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import importlib.util
 import itertools
 import json
 import os
@@ -24,6 +25,7 @@ from typing import Any
 from tests.hostside import box
 
 PACKAGE = Path(__file__).resolve().parents[2] / "supervisor" / "hostside"
+PYNVML = Path(str(importlib.util.find_spec("pynvml").origin))
 PATH = os.environ.get("PATH", "/usr/bin:/bin")
 WAIT_S = 20.0
 PING_S = 2.0
@@ -97,6 +99,7 @@ def importable(package: Path) -> Path:
     folder = Path(tempfile.mkdtemp(prefix=f"ni-{os.getpid()}-", dir="/tmp"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     (folder / "noray_host").symlink_to(package)
+    (folder / "pynvml.py").symlink_to(PYNVML)
     return folder
 
 
