@@ -11,7 +11,7 @@ import socket
 import time
 from typing import Any, Dict, List, Optional
 
-from . import cgroup, claims, procfs, spawn
+from . import cgroup, claims, lending, procfs, spawn
 from .keeper import Keeper
 from .reactor import Lines, Reactor
 from .rundir import Run
@@ -86,7 +86,7 @@ def _bear(keeper: Keeper, env: Dict[str, str]) -> None:
         spawn.reached("forked")
         record.update(
             pid=child.pid, start=child.start, sid=child.pid, at=wall_ms(), boot=procfs.boot_id(),
-            pidns=procfs.pid_namespace(), gpus=spec.get("gpus", []), argv_digest=spec.get("argv_digest"),
+            pidns=procfs.pid_namespace(), gpus=[one._asdict() for one in keeper.held.gpus], argv_digest=spec.get("argv_digest"),
             cgroup=group.path if group is not None else None,
         )  # fmt: skip
         run.write("run.json", record)
@@ -124,7 +124,8 @@ def adopt_abandoned(run: Run, record: Dict[str, Any], lock: int) -> None:
         unlink_channels(run)
         return
     held: List[socket.socket] = []
-    for name in spawn.claim_names(run, spec, record.get("ports", {})):
+    lent = lending.recorded(record)
+    for name in spawn.claim_names(run, lent, record.get("ports", {})):
         try:
             held.append(_hold_patiently(name))
         except claims.Held as other:
@@ -133,7 +134,7 @@ def adopt_abandoned(run: Run, record: Dict[str, Any], lock: int) -> None:
     spawn.share_lock(run.base)
     become_subreaper()
     title(run, "heir")
-    heir = Keeper(run, spec, spawn.Held(held, listener, record.get("ports", {})), lock, record, heir=True)
+    heir = Keeper(run, spec, spawn.Held(held, listener, record.get("ports", {}), lent), lock, record, heir=True)
     for text in notes:
         heir.note(text)
     heir.live()

@@ -29,14 +29,19 @@ class Ending:
     def step(self) -> str:
         return self._ladder.step
 
-    def told(self) -> Optional[Dict[str, Any]]:
-        """The step under way, when the next one comes, and who is still there when none comes; None if nothing ends."""
+    def told(self, owed: str) -> Optional[Dict[str, Any]]:
+        """The step under way, when the next one comes, and what is left if none comes; None if nothing ends.
+
+        `owed`: what the GPUs have not got back.
+        """
         if self.step in (ladder.IDLE, ladder.DONE):
             return None
         left = None if self._ladder.deadline is None else self._ladder.deadline - time.monotonic()
         until = None if left is None else wall_ms() + int(left * 1000)
-        stuck = self._tree.members().values() if self.step == ladder.STUCK else ()
-        return {"step": self.step, "until": until, "left": [procfs.plight(p) for p in stuck]}
+        left_over = [procfs.plight(p) for p in self._tree.members().values()] if self.step == ladder.STUCK else []
+        if owed and self.step in (ladder.GPU_RETURN, ladder.GPU_HELD):
+            left_over.append(owed)
+        return {"step": self.step, "until": until, "left": left_over}
 
     def ask(self, term_s: Optional[float]) -> None:
         """Begin, or hasten, an orderly stop."""

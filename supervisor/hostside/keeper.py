@@ -15,10 +15,11 @@ import signal
 import socket
 from typing import Any, Callable, Dict, List, Optional
 
-from . import claims, ladder, procfs, pump, roster, spawn
+from . import claims, gpus, ladder, procfs, pump, roster, spawn
 from .cgroup import Cgroup
 from .ending import Ending
 from .fencing import Fencing
+from .lending import Lending
 from .output import Output
 from .reactor import READ, Lines, Reactor
 from .roster import Roster
@@ -47,17 +48,21 @@ class Keeper:
         self.tree = roster.follower(run, record) if heir else Tree(0, 0, 0, parent=True)
         self.segments = Segments(record.get("at", wall_ms()) / 1000, roster.segments(run))
         self.roster = Roster(run, self.tree, self.segments)
-        began = ladder.Ladder(term_s=float(spec.get("term_s", 30.0)))
+        self.lending = Lending(
+            self.reactor, held.gpus, self.tree.members, self._publish, self._refuted, lambda: self.ending.climb(ladder.RETURNED)
+        )
+        began = ladder.Ladder(term_s=float(spec.get("term_s", 30.0)), gpus=bool(held.gpus))
         self.ending = Ending(self.reactor, self.tree, began, self._reap, self._entered)
         self.exit: Optional[Dict[str, Any]] = run.record("exit.json")
         fenced = (self.exit or {}).get("fenced")
         self.fencing = Fencing(self.reactor, fence_target(spec, record), fenced, self._fence_tried)
         self.asked = bool((self.exit or {}).get("asked"))
+        self.failing = ""  # why we end it ourselves, though nobody asked
         self.gone = False
         self.notes: List[str] = []
         self.peers: List[Lines] = []
         self.output = Output(run, self.reactor, self.note, fifo)
-        self.tree.others = self.output.pids
+        self.tree.others = lambda: self.output.pids | gpus.children()
 
     # --- life -----------------------------------------------------------------------------------------------------------
 
@@ -80,6 +85,7 @@ class Keeper:
         elif self.heir:
             self._watch_leader()
         self.roster.begin(self.reactor)
+        self.lending.watch()
         self._reap()
         self.reactor.run()
 
@@ -97,9 +103,10 @@ class Keeper:
         """The whole truth about this run, as the link forwards it."""
         stuck = self.ending.step in (ladder.STUCK, ladder.GPU_HELD)
         phase = "gone" if self.gone else "stuck" if stuck else "ended" if self.exit else "running"
-        stop = self.ending.told()
+        stop = self.ending.told(self.lending.owed)
         return run_state(self.run, self.spec, self.record, self.exit, phase, stop=stop, fenced=self.fencing.result,
-                         notes=self.notes, heir=self.heir, asked=self.asked)  # fmt: skip
+                         notes=self.notes, heir=self.heir, asked=self.asked, gpus=self.lending.told(),
+                         gpu_note=self.lending.why)  # fmt: skip
 
     def _publish(self) -> None:
         for peer in list(self.peers):
@@ -185,7 +192,11 @@ class Keeper:
             sig = os.WTERMSIG(status)
         else:
             code = os.WEXITSTATUS(status)
+        if self.failing:
+            cause = "gpu"
         self.exit = {"code": code, "signal": sig, "at": at, "asked": self.asked, "cause": cause, "fenced": self.fencing.result}
+        if self.failing:
+            self.exit["message"] = self.failing
         self.run.write("exit.json", self.exit)
         self.ending.climb(ladder.LEADER_GONE)
 
@@ -205,9 +216,20 @@ class Keeper:
             self.ending.check(hold=self._fence_owed)
 
     def _entered(self, step: str) -> None:
-        if step == ladder.DONE:
+        if step == ladder.GPU_RETURN:
+            self.lending.give_back()
+        elif step == ladder.GPU_HELD:
+            self.lending.slow_down()
+        elif step == ladder.DONE:
             self._finish()
         self._publish()
+
+    def _refuted(self, why: str) -> None:
+        """It is on a GPU that is another's: end it before that other notices. The run has failed."""
+        if self.exit is None and not self.asked and not self.failing:
+            self.failing = why
+            self.fencing.do()
+            self.ending.ask(None)
 
     def _finish(self) -> None:
         self.gone = True

@@ -14,7 +14,7 @@ import errno
 import os
 import signal
 import time
-from typing import Dict, Iterator, Optional, Set
+from typing import Callable, Dict, Iterator, Optional, Set
 
 from . import procfs
 from .cgroup import Cgroup
@@ -33,7 +33,7 @@ class Tree:
         self.group: Optional[Cgroup] = None
         self.seen: Dict[int, int] = {}  # pid -> start time, of the last look; an heir's, who sees no parents
         self.sids: Set[int] = {sid}  # likewise
-        self.others: Set[int] = set()  # our own helpers among our children
+        self.others: Callable[[], Set[int]] = set  # our own helpers among our children
 
     def lead(self, pid: int, start: int, group: Optional[Cgroup]) -> None:
         """Our child is the leader of this tree, and of a session."""
@@ -56,7 +56,7 @@ class Tree:
         if self.group is not None and self.group.populated():
             return False
         if self.parent:
-            return not procfs.descendants(os.getpid(), self.others)
+            return not procfs.descendants(os.getpid(), self.others())
         return not self.members() and not self.members()
 
     def _followed(self) -> Dict[int, procfs.Process]:
@@ -119,7 +119,7 @@ class Tree:
         if not self.parent:
             yield from self._followed().values()
             return
-        yield from procfs.walk(os.getpid(), self.others)
+        yield from procfs.walk(os.getpid(), self.others())
         for pid in self._grouped():  # nearly always the same; not so if our subreaping ever failed
             member = procfs.read(pid)
             if member is not None:
