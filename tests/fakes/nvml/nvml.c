@@ -4,6 +4,7 @@
      driver            its version; `none`, or no such file: "Driver Not Loaded"
      count             GPUs, by index from 0
      delay_ms          that long takes every call; `delay_ms.FUNCTION` that one
+     crash.FUNCTION    it ends the process that calls it
      error.FUNCTION    the NVML code that it returns; `gpu.N.error.FUNCTION` for one GPU
      procs, late       folders, see below
      gpu.N.            uuid name mem_mib used_mib (idle) mig (0, 1; -1: not supported) slices (MIB,MIB…) virtualization lost late_s
@@ -97,6 +98,8 @@ static ret enter(const char *function) {
   snprintf(key, sizeof key, "delay_ms.%s", function);
   long ms = number(key, number("delay_ms", 0));
   if (ms) nanosleep(&(struct timespec){ms / 1000, ms % 1000 * 1000000}, NULL);
+  snprintf(key, sizeof key, "crash.%s", function);
+  if (number(key, 0)) abort();
   snprintf(key, sizeof key, "error.%s", function);
   return number(key, OK);
 }
