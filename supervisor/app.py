@@ -249,7 +249,8 @@ class Controller:
                 left.append(f"not known: {name} ({host.name} does not answer: {host.why})")
             elif p.state not in (State.STOPPED, State.FAILED):
                 pid = f" (pid {p.seen.pid} on {p.wanted.host})" if p.seen and p.seen.pid else f" ({p.wanted.host})"
-                left.append(f"still running: {name}{pid}: {p.state}, {p.reason}")
+                what = "held" if p.seen and p.seen.stop_step == "gpu_held" else "running"
+                left.append(f"still {what}: {name}{pid}: {p.state}, {p.reason}")
         return left
 
     async def _apply(self, args: Mapping[str, object]) -> AsyncIterator[Mapping[str, object]]:

@@ -182,7 +182,7 @@ def test_memory_that_never_comes_back_is_a_named_state_and_keeps_its_claim(host:
     link.stop(term_s=1)
     state = link.state("r1", lambda s: s["phase"] == "stuck")
     assert state["stop"]["step"] == "gpu_held"
-    assert "15000 MiB in use by nobody" in state["stop"]["left"][0]
+    assert "15615 MiB in use by nobody, 615 before" in state["stop"]["left"][0]
     link.start("r2", process="w-1", gpus=[0])
     assert refused(link, "r2")["cause"] == "held"
     for late in (gpus.folder / "late").rglob("*"):
