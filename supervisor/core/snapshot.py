@@ -30,6 +30,11 @@ class ExitStatus(TypedDict):
     fenced_at: NotRequired[float]  # when its keeper took it out of routing
 
 
+class HeldStatus(TypedDict):
+    by: str
+    at: float
+
+
 class ServiceStatus(TypedDict):
     name: str
     kind: str
@@ -65,6 +70,7 @@ class ProcessStatus(TypedDict):
     notes: NotRequired[list[str]]  # what befell its keeper and its pump
     stop_step: NotRequired[str]  # of the stop ladder: term_leader, term_rest, kill, stuck
     stop_until: NotRequired[float]  # when the next step comes
+    held: NotRequired[HeldStatus]  # stopped by hand, and so until `noray start`
 
 
 class HostStatus(TypedDict):
