@@ -4,13 +4,17 @@ or leaves the files. Pure bookkeeping; `fleet.py` acts on it.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+
+from supervisor.errors import UsageError
 
 from .actions import Action, Stop
 from .facts import Asked
 from .process import Process, State, to
 from .wanted import Wanted
+from .words import plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +26,17 @@ class Held:
 
 
 Holds = Mapping[str, Held]  # by the name that was said: a process, or a service with every replica it will ever have
+
+
+def meant(names: Collection[str], wanted: Mapping[str, Wanted]) -> frozenset[str]:
+    """The same names, once each is known. Raises UsageError."""
+    known = {*wanted, *(want.service for want in wanted.values())}
+    for name in names:
+        if name not in known:
+            close = difflib.get_close_matches(name, sorted(known), 1)
+            hint = f"did you mean {close[0]}?" if close else "see what there is: noray status -a"
+            raise UsageError(f"no process or service is called {plain(name)!r}", hint)
+    return frozenset(names)
 
 
 def covers(names: Collection[str], want: Wanted) -> bool:
