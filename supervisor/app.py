@@ -11,25 +11,28 @@ import math
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
-from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import structlog
 from anyio.abc import ObjectReceiveStream, TaskStatus
 
 from supervisor.control import wire
 from supervisor.control.server import serve
 from supervisor.core.actions import Action, Unwatch, Watch
-from supervisor.core.facts import Fact, Planned, StopAsked
+from supervisor.core.facts import Fact, HostFound, Planned
 from supervisor.core.fleet import NOT_YET_ASKED, Fleet
+from supervisor.core.hand import meant
+from supervisor.core.left import left_over, not_serving
 from supervisor.core.process import State
 from supervisor.core.snapshot import ControllerStatus, Status
 from supervisor.core.status import status
 from supervisor.effects.statedir import Files, StateDir
 from supervisor.errors import HostUnreachable, UsageError
+from supervisor.orders import Orders
 from supervisor.plan.build import Plan
 from supervisor.plan.diff import diff
 from supervisor.plan.launch import HostFacts
@@ -42,7 +45,6 @@ from supervisor.transport import HostAddress, Transport, transport_for
 log = structlog.get_logger()
 
 OBSERVE_S = 3.0  # how long an onlooker waits for everything to show what it is
-UNREACHED_S = 30.0  # how long a stop waits for hosts that do not answer
 
 
 class Use(enum.Enum):
@@ -61,13 +63,21 @@ def version() -> str:
 class Controller:
     """One life of a controller. Call `run` once; `changes` and `snapshot` from tasks beside it."""
 
-    def __init__(self, files: Files, state: StateDir, use: Use) -> None:
+    def __init__(self, files: Files, state: StateDir, use: Use, only: Sequence[str] = ()) -> None:
+        """`only`: of these processes and services; of all others it hears nothing and knows nothing. With END only.
+
+        Raises UsageError for a name that the files do not know.
+        """
         self.state, self.use = state, use
         self._files, self._plan = files, files.plan()
+        if only:
+            self._plan = self._plan.part(meant(only, self._plan.wanted))
+        self._only = bool(only)
         self._since_s = time.time()
         self.fleet = Fleet(
             observing=use is Use.OBSERVE,
             stopping=use is Use.END,  # from the first fact on: it must start nothing
+            held=state.load_held(),
             epoch_ms=int(time.time() * 1000),
             epoch_s=0.0,
         )
@@ -76,6 +86,8 @@ class Controller:
         self._secrets: dict[str, Mapping[str, str]] = {}
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         self._ended = anyio.Event()
+        self._told = self._taken = 0  # facts on their way through the inbox
+        self.orders = Orders(self)
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Until the deployment was brought down through it, or it is cancelled (which touches nothing that runs)."""
@@ -86,7 +98,7 @@ class Controller:
         async with self._send, inbox, anyio.create_task_group() as tasks:
             self._tasks = tasks
             self._performer = Performer(
-                tasks, self._links, self._tell, lambda name: _ports(self.fleet, name), self._name, self._secrets
+                tasks, self._links, self.tell, lambda name: _ports(self.fleet, name), self._name, self._secrets
             )
             if self.use is Use.SERVE:
                 await tasks.start(self._serve)
@@ -105,8 +117,18 @@ class Controller:
     async def _serve(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         await serve(self.state.socket, self._handle, version=version(), task_status=task_status)
 
-    async def _tell(self, fact: Fact) -> None:
-        await self._send.send(fact)
+    async def tell(self, fact: Fact) -> None:
+        if self._only and isinstance(fact, HostFound):
+            fact = replace(fact, runs=tuple(run for run in fact.runs if run.process in self._plan.processes))
+        self._told += 1
+        self._send.send_nowait(fact)
+        await anyio.lowlevel.checkpoint()
+
+    async def taken_in(self) -> None:
+        """Until the fleet has moved by every fact that was told so far."""
+        told = self._told
+        while self._taken < told:
+            await self.change()
 
     def _perform(self, action: Action) -> None:
         if self.use is not Use.OBSERVE or isinstance(action, Watch | Unwatch):
@@ -114,6 +136,9 @@ class Controller:
 
     def _published(self, before: Fleet, after: Fleet) -> None:
         self.fleet = after
+        self._taken += 1
+        if self.use is Use.SERVE and after.held != before.held:
+            self.orders.remember(after.held)
         for name, process in after.processes.items():
             was = before.processes.get(name)
             if was is None or was.state is not process.state:
@@ -132,7 +157,7 @@ class Controller:
             if name not in self._links:
                 self._links[name] = self._link(host)
                 self._tasks.start_soon(self._links[name].run)
-        await self._tell(Planned(plan.wanted))
+        await self.tell(Planned(plan.wanted))
 
     def _link(self, host: Host) -> HostLink:
         hello = {
@@ -141,7 +166,7 @@ class Controller:
             "epoch": int(self._since_s * 1000),
             "read_only": self.use is Use.OBSERVE,
         }
-        return HostLink(host.name, lambda: connect(host), hello, self._tell, persist=self.use is not Use.OBSERVE)
+        return HostLink(host.name, lambda: connect(host), hello, self.tell, persist=self.use is not Use.OBSERVE)
 
     async def _heartbeat(self) -> None:
         while True:
@@ -149,6 +174,10 @@ class Controller:
             await anyio.sleep(1.0)
 
     # --- what may be asked of it --------------------------------------------------------------------------------------
+
+    @property
+    def plan(self) -> Plan:
+        return self._plan
 
     def snapshot(self) -> Status:
         me: ControllerStatus = {"pid": os.getpid(), "version": version(), "since": self._since_s}
@@ -164,6 +193,9 @@ class Controller:
     def host_facts(self) -> dict[str, HostFacts]:
         """What the hosts that answered said of themselves."""
         return {name: link.facts for name, link in self._links.items() if link.facts is not None}
+
+    async def change(self) -> None:
+        await self._changed.wait()
 
     async def changes(self) -> AsyncIterator[Status]:
         """The snapshot now, and again after every change; a slow reader gets the newest."""
@@ -181,22 +213,6 @@ class Controller:
                 if self.fleet.hosts and len(asked) == len(self.fleet.hosts) and not moving:
                     break
         return self.snapshot()
-
-    async def stop(self, skip_drain: bool = False) -> AsyncIterator[Status]:
-        """Bring everything down, in order; ends when all is gone, or when waiting longer cannot help."""
-        await self._tell(StopAsked(skip_drain))
-        waited = False
-        async for seen in self.changes():
-            yield seen
-            if self.fleet.stopped:
-                return
-            if self.fleet.stuck_stopping:
-                if waited:
-                    return
-                waited = True
-                with anyio.move_on_after(UNREACHED_S):
-                    while self.fleet.stuck_stopping and not self.fleet.stopped:
-                        await self._changed.wait()
 
     async def purge(self) -> list[str]:
         """Remove what the deployment left on its hosts and here; returns where that failed, and why."""
@@ -227,34 +243,36 @@ class Controller:
                 async for item in self._apply(request.args):
                     yield item
             case "down":
-                async for seen in self.stop(bool(request.args.get("skip_drain"))):
+                async for seen in self.orders.stop(bool(request.args.get("skip_drain"))):
                     yield _plain(seen)
-                left = self.left_over()
+                left = left_over(self.fleet)
                 failed = await self.purge() if request.args.get("purge") and not left else []
                 yield {"ended": {"left": left, "failed": failed}}
                 self._tasks.start_soon(self._end_soon)
+            case "stop" | "start" | "restart" as verb:
+                async for item in self._by_hand(verb, request.args):
+                    yield item
             case verb:
                 raise UsageError(f"this controller does not know the verb {verb}")
+
+    async def _by_hand(self, verb: str, args: Mapping[str, object]) -> AsyncIterator[Mapping[str, object]]:
+        given, by = args.get("names"), str(args.get("by", ""))
+        names = meant([str(name) for name in given] if isinstance(given, list) else [], self._plan.wanted)
+        if verb == "stop":
+            async for seen in self.orders.stop_by_hand(names, by, bool(args.get("skip_drain"))):
+                yield _plain(seen)
+            yield {"ended": {"left": left_over(self.fleet, names), "failed": []}}
+        else:
+            async for seen in self.orders.start_by_hand(names, by, anew=verb == "restart"):
+                yield _plain(seen)
+            yield {"ended": {"left": not_serving(self.fleet, names), "failed": []}}
 
     async def _end_soon(self) -> None:
         await anyio.sleep(0.2)  # the last lines to clients are still on their way
         self.end()
 
-    def left_over(self) -> list[str]:
-        """What a stop could not end, as the operator should read it."""
-        left = []
-        for name, p in self.fleet.processes.items():
-            host = self.fleet.hosts[p.wanted.host]
-            if p.state is State.UNKNOWN and not host.up:
-                left.append(f"not known: {name} ({host.name} does not answer: {host.why})")
-            elif p.state not in (State.STOPPED, State.FAILED):
-                pid = f" (pid {p.seen.pid} on {p.wanted.host})" if p.seen and p.seen.pid else f" ({p.wanted.host})"
-                what = "held" if p.seen and p.seen.stop_step == "gpu_held" else "running"
-                left.append(f"still {what}: {name}{pid}: {p.state}, {p.reason}")
-        return left
-
     async def _apply(self, args: Mapping[str, object]) -> AsyncIterator[Mapping[str, object]]:
-        files = _files_from(args)
+        files = Files.of_args(args)
         plan = files.plan()
         if plan.deployment != self._plan.deployment:
             raise UsageError(f"this controller runs {self._plan.deployment}, not {plan.deployment}")
@@ -285,16 +303,6 @@ def connect(host: Host) -> Transport:
 def _ports(fleet: Fleet, name: str) -> Mapping[str, int]:
     process = fleet.processes.get(name)
     return process.seen.ports if process and process.seen else {}
-
-
-def _files_from(args: Mapping[str, object]) -> Files:
-    inventory, inventory_path = args.get("inventory"), args.get("inventory_path")
-    return Files(
-        str(args["deployment"]),
-        Path(str(args["deployment_path"])),
-        str(inventory) if inventory is not None else None,
-        Path(str(inventory_path)) if inventory_path is not None else None,
-    )
 
 
 def _plain(seen: Status) -> Mapping[str, object]:

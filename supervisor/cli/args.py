@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from supervisor.cli import demo, down, logs, plan, schema, serve, status, up, why
+from supervisor.cli import demo, down, logs, plan, schema, serve, start, status, stop, up, why
 
 DEFAULT_FILE = Path("deployment.yaml")
 
@@ -60,6 +60,22 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--yes", "-y", action="store_true", help="do not ask")
     _json(verb)
 
+    verb = _add(verbs, "stop", stop.run, "drain and stop these, until `noray start`; works without a controller")
+    _names(verb)
+    verb.add_argument("--yes", "-y", action="store_true", help="do not ask")
+    _json(verb)
+
+    verb = _add(verbs, "start", start.run, "start what was stopped by hand or has failed, with a new restart budget")
+    verb.set_defaults(anew=False)
+    _names(verb)
+    _json(verb)
+
+    verb = _add(verbs, "restart", start.run, "drain and stop these, then start them again")
+    verb.set_defaults(anew=True)
+    _names(verb)
+    verb.add_argument("--yes", "-y", action="store_true", help="do not ask")
+    _json(verb)
+
     verb = _add(verbs, "schema", schema.run, "the JSON schema of deployment.yaml and hosts.yaml, for editors")
 
     verb = _add(verbs, "serve", serve.run, "be the controller, in the foreground (what `up` starts in the background)")
@@ -82,6 +98,11 @@ def _files(verb: argparse.ArgumentParser) -> None:
 
 def _deployment(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("-d", "--deployment", metavar="NAME", help="which deployment, where several are known")
+
+
+def _names(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("names", nargs="+", metavar="NAME", help="processes or services")
+    _deployment(verb)
 
 
 def _json(verb: argparse.ArgumentParser) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import anyio
 
@@ -35,16 +36,6 @@ def _text(path: Path) -> str:
         raise FileError(f"{path}: there is no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise FileError(f"{path}: cannot be read: {error}") from None
-
-
-def args_of(files: Files) -> dict[str, Any]:
-    """The files as a request to a controller."""
-    return {
-        "deployment": files.deployment,
-        "deployment_path": str(files.deployment_path),
-        "inventory": files.inventory,
-        "inventory_path": str(files.inventory_path) if files.inventory_path else None,
-    }
 
 
 def look() -> Look:
@@ -92,6 +83,11 @@ async def see(state: StateDir) -> Status:
         seen = await controller.observe()
         tasks.cancel_scope.cancel()
     return seen
+
+
+def user() -> str:
+    """Who is at the keyboard, for what others will read: behind sudo too."""
+    return os.environ.get("SUDO_USER") or getpass.getuser()
 
 
 def as_status(item: Mapping[str, object]) -> Status:

@@ -6,15 +6,16 @@ import argparse
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
 import anyio
 
 from supervisor.app import Controller, Use
-from supervisor.cli.common import as_status, confirm, see, size, write, write_json
+from supervisor.cli.common import as_status, confirm, see, size, user, write, write_json
 from supervisor.cli.render.progress import CTRL_C_AGAIN, Progress
-from supervisor.control.client import ControllerLost, NoController, connect
+from supervisor.control.client import Client, ControllerLost, NoController, connect
+from supervisor.core.left import left_over
 from supervisor.core.snapshot import Status
 from supervisor.effects.statedir import StateDir, choose
 
@@ -30,15 +31,20 @@ async def _run(args: argparse.Namespace) -> int:
     state = choose(args.deployment)
     if not args.yes and sys.stdin.isatty() and not confirm(blast_radius(await see(state), args.purge), yes=False):
         return 1
-    end = Ending(state, args.purge, None if args.json else Progress(terminal=sys.stdout.isatty()))
+    end = Ending(state, None if args.json else Progress(terminal=sys.stdout.isatty()), purge=args.purge)
+    return await carry_out(end, args.json, "everything is down; nothing is left running")
+
+
+async def carry_out(end: Ending, as_json: bool, done: str) -> int:
+    """Ctrl-C skips the drain. The exit code: 0 if nothing is left."""
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(_hurry_on_ctrl_c, end)
         await end.run()
         tasks.cancel_scope.cancel()
-    if args.json:
+    if as_json:
         write_json({"clean": not end.left, "left": end.left})
     else:
-        report(end)
+        report(end, done)
     return 1 if end.left else 0
 
 
@@ -49,26 +55,37 @@ def blast_radius(seen: Status, purge: bool) -> str:
     return f"This stops {len(live)} processes on {len(hosts)} hosts{also}. {seen['verdict'].split('  ')[0]} now. Go on?"
 
 
-def report(end: Ending) -> None:
+def report(end: Ending, done: str) -> None:
     for line in end.left:
         sys.stderr.write(f"noray: {line}\n")
     if not end.left:
-        write("everything is down; nothing is left running\n")
+        write(f"{done}\n")
 
 
 class Ending:
-    """One orderly stop, through the controller if there is one, else by a passing controller of our own."""
+    """One orderly stop, through the controller if there is one, else by a passing controller of our own.
 
-    def __init__(self, state: StateDir, purge: bool, progress: Progress | None) -> None:
-        self.state, self.purge, self.progress = state, purge, progress
+    `names`: of these only, and for good (`noray stop`); without, of everything (`noray down`). `left` is the truth at the end.
+    """
+
+    def __init__(self, state: StateDir, progress: Progress | None, *, names: Sequence[str] = (), purge: bool = False) -> None:
+        self.state, self.progress, self.names, self.purge = state, progress, names, purge
         self.left: list[str] = []
         self._own: Controller | None = None
+        self._last: Status | None = None
 
     async def run(self) -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._tick)
+            await self._run()
+            tasks.cancel_scope.cancel()
+
+    async def _run(self) -> None:
         try:
             async with connect(self.state.socket) as client:
-                await self._follow(client.request("down", purge=self.purge))
-                await self._see_it_gone(client.pid)
+                await self._follow(self._request(client))
+                if not self.names:
+                    await self._see_it_gone(client.pid)
                 return
         except ControllerLost:
             self.say("the controller went away; going on without it")
@@ -80,14 +97,19 @@ class Ending:
         """Skip the drain of what is still stopping."""
         self.say(CTRL_C_AGAIN)
         if self._own is not None:
-            async for _ in self._own.stop(skip_drain=True):
+            async for _ in self._own.orders.stop(skip_drain=True):
                 return
         try:
             async with connect(self.state.socket) as client:
-                async for _ in client.request("down", skip_drain=True, purge=self.purge):
+                async for _ in self._request(client, skip_drain=True):
                     return
         except NoController:
             return
+
+    def _request(self, client: Client, **more: object) -> AsyncIterator[Mapping[str, object]]:
+        if self.names:
+            return client.request("stop", names=list(self.names), by=user(), **more)
+        return client.request("down", purge=self.purge, **more)
 
     def say(self, text: str) -> None:
         if self.progress:
@@ -109,18 +131,29 @@ class Ending:
             return
         self.left.append(f"still running: the controller (pid {controller})")
 
+    async def _tick(self) -> None:
+        """The steps of a stop have deadlines, and a terminal shows them come near."""
+        while True:
+            await anyio.sleep(1.0)
+            if self._last:
+                self._show(self._last)
+
     def _show(self, seen: Status) -> None:
+        self._last = seen
         if self.progress:
             width, height = size()
             write(self.progress.update(seen, time.time(), width=width, height=height))
 
     async def _by_ourselves(self) -> None:
-        self._own = Controller(self.state.load(), self.state, Use.END)
+        self._own = Controller(self.state.load(), self.state, Use.END, only=self.names)
+        if self.names:
+            self.state.hold(self.names, user())
+            self.say("no controller: these are stopped all the same; the rest goes on, and nothing heals it")
         async with anyio.create_task_group() as tasks:
             await tasks.start(self._own.run)
-            async for seen in self._own.stop():
+            async for seen in self._own.orders.stop():
                 self._show(seen)
-            self.left = self._own.left_over()
+            self.left = left_over(self._own.fleet)
             if self.purge and not self.left:
                 self.left = await self._own.purge()
             tasks.cancel_scope.cancel()

@@ -9,9 +9,12 @@ import anyio
 
 from supervisor.app import Controller, Use
 from supervisor.cli.common import look, read_files, write, write_json
-from supervisor.cli.render.plan import PlanRow, show_plan
+from supervisor.cli.render.plan import PlanRow, StopTimes, show_plan
+from supervisor.core.wanted import Wanted
 from supervisor.effects.statedir import Files, of
 from supervisor.errors import HostUnreachable
+from supervisor.kinds import KINDS
+from supervisor.kinds.base import KILL_S, REST_S
 from supervisor.plan.build import Plan
 from supervisor.plan.diff import diff
 from supervisor.plan.launch import HostFacts, launch
@@ -48,9 +51,16 @@ def rows_of(plan: Plan, facts: Mapping[str, HostFacts]) -> tuple[list[PlanRow], 
         made = launch(plan, name, facts.get(host.name, NOT_ASKED), hidden, controller="")
         ports = {port: number for port, (number, _) in _ports(made.spec).items()}
         rows.append({"process": name, "host": host.name, "kind": process.wanted.kind, "gpus": [], "ports": ports,
-                     "argv": list(made.argv), "env": dict(made.env)})  # fmt: skip
+                     "argv": list(made.argv), "env": dict(made.env), "stop": _stop(process.wanted)})  # fmt: skip
         secrets |= made.secret_keys
     return rows, frozenset(secrets)
+
+
+def _stop(wanted: Wanted) -> StopTimes:
+    usual = KINDS[wanted.kind].stop
+    asked = (wanted.drain_s, wanted.term_s) != (usual.drain_s, usual.term_s)
+    because = "models[].stop of the file" if asked else usual.because
+    return {"drain_s": wanted.drain_s, "term_s": wanted.term_s, "rest_s": REST_S, "kill_s": KILL_S, "because": because}
 
 
 def _ports(spec: Mapping[str, object]) -> dict[str, tuple[int, str]]:

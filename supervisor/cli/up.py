@@ -15,7 +15,7 @@ import time
 
 import anyio
 
-from supervisor.cli.common import args_of, as_status, confirm, look, read_files, size, write
+from supervisor.cli.common import as_status, confirm, look, read_files, size, write
 from supervisor.cli.down import Ending, report
 from supervisor.cli.render.progress import CTRL_C, CTRL_C_AGAIN, Progress
 from supervisor.cli.render.why import show_why
@@ -82,7 +82,7 @@ async def _apply(state: StateDir, files: Files, yes: bool) -> bool:
     """Change what runs into what the files say; False if the operator said no."""
     async with connect(state.socket) as client:
         changes: list[dict[str, str]] = []
-        async for item in client.request("apply", **args_of(files), dry_run=True):
+        async for item in client.request("apply", **files.args(), dry_run=True):
             found = item.get("changes")
             changes = found if isinstance(found, list) else []
         if not changes:
@@ -92,7 +92,7 @@ async def _apply(state: StateDir, files: Files, yes: bool) -> bool:
         restarts = sum(change["what"] != "start" for change in changes)
         if restarts and not confirm(f"{restarts} running processes are stopped or restarted.", yes):
             return False
-        async for _ in client.request("apply", **args_of(files)):
+        async for _ in client.request("apply", **files.args()):
             pass
     return True
 
@@ -160,10 +160,10 @@ class Session:
                         tasks.start_soon(self._ending.hurry)
 
     async def _end(self) -> None:
-        self._ending = Ending(self.state, purge=False, progress=self.progress)
+        self._ending = Ending(self.state, self.progress)
         await self._ending.run()
         write(self.progress.finish())
-        report(self._ending)
+        report(self._ending, "everything is down; nothing is left running")
         self.code = self.code or (1 if self._ending.left else 0)
         self._done.set()
 

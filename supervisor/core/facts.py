@@ -108,10 +108,26 @@ class StopAsked:
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """The operator's word about some processes or services, by name. It beats files and policies until the next one.
+
+    Up: also what had failed, with a new budget. `runs`: live ones to be replaced by new ones (a restart). Down: they stay
+    down; asked again with `skip_drain`: at once.
+    """
+
+    names: frozenset[str]
+    up: bool
+    by: str = ""  # who said it
+    at_ms: int = 0  # and when, on the wall clock
+    runs: frozenset[str] = frozenset()
+    skip_drain: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Planned:
     """The operator's files say this is what should run. Anything else of this deployment is surplus."""
 
     wanted: Mapping[str, Wanted]
 
 
-Fact = Planned | Told | HostFound | HostLost | Probed | Due | StopAsked
+Fact = Planned | Told | HostFound | HostLost | Probed | Due | StopAsked | Asked

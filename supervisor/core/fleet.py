@@ -6,11 +6,12 @@ means for each of its processes (adoption), in which order everything stops, and
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from .actions import Action, Stop, Unwatch, Watch
-from .facts import Due, Fact, HostFound, HostLost, Phase, Planned, Probed, RunState, StopAsked, Told
+from .facts import Asked, Due, Fact, HostFound, HostLost, Phase, Planned, Probed, RunState, StopAsked, Told
+from .hand import Holds, after, covers, dropped, held_by, lowered, raised, within
 from .process import AT_REST, Body, Event, Process, State, at_rest, settle, step, with_run
 from .wanted import Wanted
 
@@ -51,6 +52,7 @@ class Fleet:
     skip_drain: bool = False
     surplus: Mapping[str, Surplus] = field(default_factory=dict)  # by run, until it is gone
     wanted: Mapping[str, Wanted] = field(default_factory=dict)  # what the files say; processes follow as fast as they can
+    held: Holds = field(default_factory=dict)  # stopped by hand
     epoch_ms: int = 0  # wall clock at which `now_s` was `epoch_s`: run ids sort by real time
     epoch_s: float = 0.0
     runs: int = 0
@@ -58,14 +60,27 @@ class Fleet:
     @property
     def stopped(self) -> bool:
         """Everything is down and proven gone."""
-        return self.stopping and not self.surplus and all(p.state in AT_REST for p in self.processes.values())
+        return self.stopping and self.down(self.processes) and not self.surplus
 
     @property
     def stuck_stopping(self) -> bool:
         """Nothing more can be ended by waiting: the rest is stuck, or on hosts that do not answer."""
-        held = {*AT_REST, State.STUCK, State.UNKNOWN}
         surplus = all(s.state.phase is Phase.STUCK or not self.hosts[s.host].up for s in self.surplus.values())
-        return self.stopping and surplus and all(p.state in held for p in self.processes.values())
+        return self.stopping and surplus and self.stuck(self.processes)
+
+    def covered(self, names: Collection[str]) -> list[Process]:
+        """The processes that are meant: by their own name or by their service's."""
+        return [p for p in self.processes.values() if covers(names, p.wanted)]
+
+    def down(self, names: Collection[str]) -> bool:
+        """These are proven gone, and nothing will start them."""
+        ending = {s.state.process for s in self.surplus.values()}
+        meant = self.covered(names)
+        return all(p.state in AT_REST and not p.up and p.wanted.name not in ending for p in meant)
+
+    def stuck(self, names: Collection[str]) -> bool:
+        """Waiting ends none of these: what is not at rest is stuck, or on hosts that do not answer."""
+        return all(p.state in {*AT_REST, State.STUCK, State.UNKNOWN} for p in self.covered(names))
 
 
 Result = tuple[Fleet, tuple[Action, ...]]
@@ -89,6 +104,8 @@ def step_fleet(fleet: Fleet, fact: Fact, now_s: float) -> Result:
             fleet, actions = _move(fleet, process, Event.DUE, None, now_s)
         case StopAsked(skip_drain):
             fleet, actions = _stop_asked(fleet, skip_drain)
+        case Asked():
+            fleet, actions = _asked(fleet, fact, now_s)
     if fleet.observing:
         return fleet, tuple(a for a in actions if isinstance(a, Watch | Unwatch))
     fleet, more = _settle_all(fleet, now_s)
@@ -103,16 +120,16 @@ def _planned(fleet: Fleet, wanted: Mapping[str, Wanted], now_s: float) -> Fleet:
     """New ones wait for their host, changed ones are replaced once stopped, the others are stopped and then forgotten."""
     names = dict.fromkeys((*wanted, *fleet.processes))
     hosts = {want.host: Host(want.host) for want in wanted.values()}
-    fleet = replace(fleet, wanted=wanted, hosts={**hosts, **fleet.hosts})
+    fleet = replace(fleet, wanted=wanted, hosts={**hosts, **fleet.hosts}, held=within(fleet.held, wanted))
     processes: dict[str, Process] = {}
     for name in names:
         old, want = fleet.processes.get(name), wanted.get(name)
-        if old is None or (want is not None and _worth_another_try(old, want)):
+        if old is None or (want is not None and _wished_up(fleet, want) and _worth_another_try(old, want)):
             processes[name] = _fresh(fleet, wanted[name], now_s)
         elif want is None or want.host != old.wanted.host:
             processes[name] = replace(old, up=False)
         else:
-            processes[name] = replace(old, wanted=want, up=not fleet.stopping)
+            processes[name] = replace(old, wanted=want, up=_wished_up(fleet, want))
     return _follow_plan(replace(fleet, processes=processes), now_s)
 
 
@@ -122,9 +139,13 @@ def _worth_another_try(old: Process, want: Wanted) -> bool:
     return old.state in AT_REST or mended
 
 
+def _wished_up(fleet: Fleet, want: Wanted) -> bool:
+    return not fleet.stopping and held_by(fleet.held, want) is None
+
+
 def _fresh(fleet: Fleet, want: Wanted, now_s: float) -> Process:
-    host = fleet.hosts[want.host]
-    fresh = Process(want, since_s=now_s, up=not fleet.stopping, spawnable=host.up, skip_drain=fleet.skip_drain)
+    host, up = fleet.hosts[want.host], _wished_up(fleet, want)
+    fresh = Process(want, since_s=now_s, up=up, spawnable=host.up, skip_drain=fleet.skip_drain)
     return fresh if host.up or host.unasked else replace(fresh, state=State.UNKNOWN, reason=host.why)
 
 
@@ -216,14 +237,32 @@ def _stop_asked(fleet: Fleet, skip_drain: bool) -> Result:
     """Everything is wished down at once; `_turn` says whose turn it is. To skip the drain is asked once for each run."""
     hurry: list[Action] = []
     processes = dict(fleet.processes)
-    for name, process in processes.items():
-        processes[name] = replace(process, up=False, skip_drain=process.skip_drain or skip_drain)
-        if skip_drain and not process.skip_drain and process.state in (State.DRAINING, State.STOPPING):
-            hurry.append(Stop(process.wanted.host, process.run, 0.0))
+    for name, process in fleet.processes.items():
+        processes[name], more = lowered(process, skip_drain)
+        hurry += more
     if skip_drain and not fleet.skip_drain:
         hurry += [Stop(s.host, run, 0.0) for run, s in fleet.surplus.items() if fleet.hosts[s.host].up]
     fleet = replace(fleet, processes=processes, stopping=True, skip_drain=fleet.skip_drain or skip_drain)
     return fleet, tuple(hurry)
+
+
+def _asked(fleet: Fleet, asked: Asked, now_s: float) -> Result:
+    """Down: like a stop of everything, for these. Up: what is at rest begins anew, and what only waits to try again."""
+    fleet = replace(fleet, held=after(fleet.held, asked, fleet.wanted))
+    actions: list[Action] = []
+    processes = dict(fleet.processes)
+    for process in fleet.covered(asked.names):
+        name, want = process.wanted.name, fleet.wanted.get(process.wanted.name)
+        if not asked.up:
+            processes[name], more = lowered(dropped(process, now_s), asked.skip_drain)
+            actions += more
+        elif fleet.stopping or want is None or want.host != process.wanted.host:
+            continue  # on its way down for another reason; if it comes back, it comes back up
+        elif process.state in (*AT_REST, State.BACKOFF):
+            processes[name] = _fresh(fleet, want, now_s)
+        else:
+            processes[name] = raised(process, asked)
+    return replace(fleet, processes=processes), tuple(actions)
 
 
 def _settle_all(fleet: Fleet, now_s: float) -> Result:
@@ -239,18 +278,17 @@ def _settle_all(fleet: Fleet, now_s: float) -> Result:
         return run_id(fleet.epoch_ms + int((now_s - fleet.epoch_s) * 1000), runs)
 
     for name, process in fleet.processes.items():
-        may_stop = turn is None or process.wanted.stop_rank <= turn
+        may_stop = turn is None or process.up or process.wanted.stop_rank <= turn
         processes[name], more = settle(process, now_s, new_run, may_spawn=name not in ending, may_stop=may_stop)
         actions += more
     return replace(fleet, processes=processes, runs=runs), tuple(actions)
 
 
 def _turn(fleet: Fleet) -> int | None:
-    """While stopping: the lowest rank that is not at rest; None = no order. Who cannot be reached holds nobody up."""
-    if not fleet.stopping:
-        return None
+    """Of what is wished down, the lowest rank that is not at rest; None = nothing. Who cannot be reached holds nobody up."""
     rest = {*AT_REST, State.UNKNOWN, State.STUCK, State.BACKOFF}
-    holds = [p for p in fleet.processes.values() if p.state not in rest and not (p.state is State.PENDING and p.free)]
+    going = [p for p in fleet.processes.values() if not p.up and p.state not in rest]
+    holds = [p for p in going if not (p.state is State.PENDING and p.free)]
     return min((p.wanted.stop_rank for p in holds), default=None)
 
 

@@ -81,6 +81,7 @@ class Process:
     skip_drain: bool = False
     spawnable: bool = False  # its host is there and has no run of it
     asked: bool = False  # we asked this run to end: that it does is no failure
+    renew: str = ""  # a run that the operator wants replaced
 
     @property
     def over(self) -> bool:
@@ -283,7 +284,7 @@ TABLE: Mapping[tuple[State, Event], Handler] = {(s, e): h for s, row in ROWS.ite
 
 def at_rest(process: Process, state: RunState | None, now_s: float) -> Process:
     """What an onlooker says of a process without a live run: nobody is there who would start it again."""
-    if state is None or state.exit is None or state.exit.asked:
+    if state is None or state.exit is None or state.exit.asked or not process.up:
         last = state.exit if state else None
         return to(replace(process, up=False, last_exit=last), State.STOPPED, "", now_s)
     cause = diagnose(state.exit, state.tail).text
@@ -304,8 +305,9 @@ def settle(process: Process, now_s: float, new_run: Callable[[], str], *, may_sp
     """
     name, host = process.wanted.name, process.wanted.host
     outdated = process.seen is not None and process.seen.launch_hash not in ("", process.wanted.launch_hash)
-    if process.state in (State.STARTING, State.READY) and may_stop and (not process.up or outdated):
-        reason = "its definition changed" if process.up else "asked to stop"
+    renew = process.run != "" and process.renew == process.run
+    if process.state in (State.STARTING, State.READY) and may_stop and (not process.up or renew or outdated):
+        reason = "asked to stop" if not process.up else "asked to restart" if renew else "its definition changed"
         process = replace(process, asked=True)
         return to(process, State.DRAINING, reason, now_s), (Unwatch(name), Stop(host, process.run, patience_s(process)))
     if not process.up and (process.state is State.BACKOFF or (process.state is State.PENDING and process.free)):

@@ -30,6 +30,11 @@ class ExitStatus(TypedDict):
     fenced_at: NotRequired[float]  # when its keeper took it out of routing
 
 
+class HeldStatus(TypedDict):
+    by: str
+    at: float
+
+
 class ServiceStatus(TypedDict):
     name: str
     kind: str
@@ -66,6 +71,7 @@ class ProcessStatus(TypedDict):
     gpu_note: NotRequired[str]  # why it cannot be told whether it sits on its own GPUs
     stop_step: NotRequired[str]  # of the stop ladder: term_leader, term_rest, kill, stuck, gpu_return, gpu_held
     stop_until: NotRequired[float]  # when the next step comes
+    held: NotRequired[HeldStatus]  # stopped by hand, and so until `noray start`
 
 
 class HostStatus(TypedDict):

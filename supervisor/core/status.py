@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from .exit import Exit
 from .facts import RunGpu
 from .fleet import NOT_YET_ASKED, Fleet, Host
+from .hand import held_by
 from .process import Process, State
 from .snapshot import ControllerStatus, ExitStatus, GpuStatus, HostStatus, ProcessStatus, ServiceStatus, Status
 from .verdict import is_ready, verdict
@@ -31,6 +32,10 @@ def status(
         return round(fleet.epoch_ms / 1000 + at_s - fleet.epoch_s, 3)
 
     processes = [_process(p, wall) for p in fleet.processes.values()]
+    for process, p in zip(processes, fleet.processes.values(), strict=True):
+        if hold := held_by(fleet.held, p.wanted):
+            process["held"] = {"by": hold.by, "at": hold.at_ms / 1000}
+            process["reason"] = "stopped by hand" if p.state is State.STOPPED else process["reason"]
     made: Status = {
         "deployment": deployment,
         "endpoints": list(endpoints),

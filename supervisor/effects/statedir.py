@@ -3,6 +3,7 @@
 <NORAY_STATE>/<deployment>/deployment.json   the two files as they were read, and where from
                            controller.sock   mode 0600
                            controller.log
+                           held.json         what was stopped by hand, by whom, when
                            alive             touched every second: when the last controller was last heard
 """
 
@@ -12,9 +13,12 @@ import json
 import os
 import re
 import shutil
+import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from supervisor.core.hand import Held, Holds
 from supervisor.errors import NorayError, UsageError
 from supervisor.plan.build import Plan, build
 from supervisor.spec import parse_deployment, parse_inventory
@@ -40,6 +44,25 @@ class Files:
         else:
             inventory = parse_inventory(self.inventory, self.inventory_path)
         return build(parse_deployment(self.deployment, inventory, self.deployment_path), inventory)
+
+    def args(self) -> dict[str, object]:
+        """As a request to a controller."""
+        return {
+            "deployment": self.deployment,
+            "deployment_path": str(self.deployment_path),
+            "inventory": self.inventory,
+            "inventory_path": str(self.inventory_path) if self.inventory_path else None,
+        }
+
+    @staticmethod
+    def of_args(args: Mapping[str, object]) -> Files:
+        inventory, inventory_path = args.get("inventory"), args.get("inventory_path")
+        return Files(
+            str(args["deployment"]),
+            Path(str(args["deployment_path"])),
+            str(inventory) if inventory is not None else None,
+            Path(str(inventory_path)) if inventory_path is not None else None,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,27 +96,49 @@ class StateDir:
 
     def save(self, files: Files) -> None:
         """Whole or not at all."""
-        record = {
-            "v": 1,
-            "deployment": files.deployment,
-            "deployment_path": str(files.deployment_path),
-            "inventory": files.inventory,
-            "inventory_path": str(files.inventory_path) if files.inventory_path else None,
-        }
         self.create()
-        draft = self.path / "deployment.json.new"
-        draft.write_text(json.dumps(record))
-        draft.rename(self.path / "deployment.json")
+        self._write("deployment.json", {"v": 1, **files.args()})
 
     def load(self) -> Files:
-        record = json.loads((self.path / "deployment.json").read_text())
-        inventory_path = record["inventory_path"]
-        return Files(
-            record["deployment"],
-            Path(record["deployment_path"]),
-            record["inventory"],
-            Path(inventory_path) if inventory_path else None,
-        )
+        return Files.of_args(json.loads((self.path / "deployment.json").read_text()))
+
+    def save_held(self, held: Holds) -> None:
+        """Whole or not at all, and on the disk on return. Raises NorayError: then nothing was changed."""
+        try:
+            self.create()
+            self._write("held.json", {"v": 1, "held": {name: {"by": h.by, "at_ms": h.at_ms} for name, h in held.items()}})
+        except OSError as error:
+            raise NorayError(f"cannot write down in {self.path} what is stopped by hand: {error.strerror}") from error
+
+    def hold(self, names: Iterable[str], by: str) -> None:
+        """Remember a stop by hand where no controller does. Raises NorayError, as `load_held` and `save_held` do."""
+        now_ms = int(time.time() * 1000)
+        self.save_held({**{name: Held(by, now_ms) for name in names}, **self.load_held()})
+
+    def load_held(self) -> dict[str, Held]:
+        """Raises NorayError for a file that nobody of us wrote."""
+        path = self.path / "held.json"
+        try:
+            held = json.loads(path.read_text())["held"]
+            return {str(name): Held(str(h["by"]), int(h["at_ms"])) for name, h in held.items()}
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            hint = "look at it, then remove it: what was stopped by hand is started again"
+            raise NorayError(f"{path}: cannot be read: {error}", hint) from None
+
+    def _write(self, name: str, record: Mapping[str, object]) -> None:
+        draft = self.path / f"{name}.new"
+        with draft.open("w") as file:
+            json.dump(record, file)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.rename(self.path / name)
+        directory = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
 
     def touch(self) -> None:
         self._alive.touch()

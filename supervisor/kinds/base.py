@@ -46,10 +46,21 @@ class LaunchSpec:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Default times of a stop. `drain_s` passes before SIGTERM (cordoned, requests running out), `term_s` after it."""
+    """Default times of a stop. One SIGTERM to the leader begins both: it is Dynamo's own drain.
+
+    `drain_s`: for what is in flight; a second Ctrl-C takes it away. `term_s`: for the process itself. `because` says to an
+    operator where the numbers come from.
+    """
 
     drain_s: float
     term_s: float
+    because: str
+
+
+# After that, the same for all, in seconds: what the leader left hears SIGTERM, and what hears nothing gets SIGKILL. As in
+# hostside/ladder.py, which nobody may import; a test compares them.
+REST_S = 1.0
+KILL_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,7 @@ KIND = Kind(
     launch=frontend,
     # SIGTERM is its drain: 503 for what is new, running streams to their end (no limit of its own: 8.9 s and 0.06 s
     # idle were measured), exit 0. So all the patience is after the signal.
-    stop=Stop(drain_s=0.0, term_s=60.0),
+    stop=Stop(drain_s=0.0, term_s=60.0, because="Dynamo's frontend ends after its last stream and has no limit of its own"),
     start_rank=1,
     stop_rank=0,
     ports={"http": "clients, /health, /v1/models", "stream": "responses of workers; on the interface Dynamo detects"},

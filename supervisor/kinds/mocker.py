@@ -52,7 +52,7 @@ KIND = Kind(
     # Drain = cordoned, until no request is in flight. On SIGTERM it deregisters, closes its system port at once,
     # finishes what is left (up to 900 s by itself) and exits 0; 0.2 s idle. Before it has reached etcd it has no
     # handler and dies of the signal.
-    stop=Stop(drain_s=60.0, term_s=30.0),
+    stop=Stop(drain_s=60.0, term_s=30.0, because="Dynamo's worker finishes what is in flight, for up to 900 s by itself"),
     start_rank=1,
     stop_rank=1,
     ports={

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
+from supervisor.core.hand import covers
 from supervisor.core.restart import RestartPolicy
 from supervisor.core.wanted import Wanted
 from supervisor.errors import FileError
@@ -49,6 +50,12 @@ class Plan:
         """Where clients come in."""
         fronts = [p for p in self.processes.values() if p.wanted.kind == "frontend"]
         return tuple(f"http://{reachable(str(p.options['bind']))}:{p.options['port']}" for p in fronts)
+
+    def part(self, names: Collection[str]) -> Plan:
+        """Of these processes and services only, and of the hosts that they use."""
+        processes = {name: p for name, p in self.processes.items() if covers(names, p.wanted)}
+        used = {p.wanted.host for p in processes.values()}
+        return replace(self, processes=processes, hosts={name: host for name, host in self.hosts.items() if name in used})
 
 
 def reachable(bind: str) -> str:

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from supervisor.core.actions import Action, Spawn, Stop
 from supervisor.core.exit import Exit
-from supervisor.core.facts import Due, Fact, HostFound, HostLost, Phase, Planned, Probed, RunState, StopAsked, Told
+from supervisor.core.facts import Asked, Due, Fact, HostFound, HostLost, Phase, Planned, Probed, RunState, StopAsked, Told
 from supervisor.core.fleet import Fleet, step_fleet
 from supervisor.core.process import AT_REST, State
 from supervisor.core.restart import RestartPolicy
@@ -56,6 +56,7 @@ class Deployment(RuleBasedStateMachine):
         self.past: list[Fact] = []
         self.known: dict[str, str] = {}  # live runs the controller was told of or started: run -> process
         self.begun: dict[str, list[float]] = {}  # process -> when it was spawned, since its last fresh plan
+        self.held: set[str] = set()  # processes that were stopped by hand
         self.queue: list[tuple[str, Action]] = []  # on their way to a host, lost with the line
 
     # --- telling the fleet, and judging what it asks for -----------------------------------------------------------------
@@ -91,10 +92,11 @@ class Deployment(RuleBasedStateMachine):
             self.queue.append((action.host, action))
         if isinstance(action, Spawn):
             assert not self.fleet.stopping, "spawned while stopping"
+            assert action.process not in self.held, "spawned what was stopped by hand"
             assert action.process not in self.known.values(), "a second live run"
             self.known[action.run] = action.process
             asked = before.processes.get(action.process)
-            fresh = asked is None or asked.state in AT_REST or not asked.run
+            fresh = asked is None or asked.state in AT_REST or not asked.run or isinstance(fact, Asked)
             if fresh:
                 self.begun[action.process] = []
             self.begun.setdefault(action.process, []).append(self.now_s)
@@ -127,7 +129,17 @@ class Deployment(RuleBasedStateMachine):
             name: Wanted(name, name[:-2], "mocker", host, version, stop_rank=RANKS[name[:-2]], restart=POLICY)
             for name, host in placed.items()
         }
+        self.held &= set(wanted)
         self.tell(Planned(wanted))
+
+    @rule(name=st.sampled_from([*NAMES, *RANKS]), word=st.sampled_from(["stop", "start", "restart"]), hurry=st.booleans())
+    def operator_says(self, name: str, word: str, hurry: bool) -> None:
+        meant = [n for n in self.fleet.wanted if name in (n, n[:-2])]
+        if not meant:
+            return
+        self.held = self.held - set(meant) if word != "stop" else self.held | set(meant)
+        runs = frozenset(self.fleet.processes[n].run for n in meant if n in self.fleet.processes) - {""}
+        self.tell(Asked(frozenset([name]), word != "stop", runs=runs if word == "restart" else frozenset(), skip_drain=hurry))
 
     @rule(host=st.sampled_from(HOSTS))
     def line_breaks(self, host: str) -> None:
@@ -220,6 +232,12 @@ class Deployment(RuleBasedStateMachine):
     def stopped_is_the_truth(self) -> None:
         if self.fleet.stopped and all(h.connected for h in self.hosts.values()):
             assert not [r for h in self.hosts.values() for r, s in h.runs.items() if s.phase is not Phase.GONE]
+
+    @invariant()
+    def what_is_called_down_is_gone(self) -> None:
+        if all(h.connected for h in self.hosts.values()):
+            for name in self.held:
+                assert not self.fleet.down({name}) or not [r for h in self.hosts.values() for r in h.living(name)]
 
     def teardown(self) -> None:
         """Every stop ends, whatever happened before: hosts obey, and what was asked to end ends."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from supervisor.core.actions import Action, Spawn, Stop
 from supervisor.core.exit import Exit
-from supervisor.core.facts import Due, Fact, HostFound, HostLost, Phase, Planned, Probed, RunState, StopAsked, Told
+from supervisor.core.facts import Asked, Due, Fact, HostFound, HostLost, Phase, Planned, Probed, RunState, StopAsked, Told
 from supervisor.core.fleet import Fleet, step_fleet
 from supervisor.core.process import Process, State
 from supervisor.core.wanted import Wanted
@@ -82,6 +82,9 @@ class World:
 
     def stop(self, skip_drain: bool = False) -> tuple[Action, ...]:
         return self.tell(StopAsked(skip_drain))
+
+    def asked(self, *names: str, up: bool, **more: Any) -> tuple[Action, ...]:
+        return self.tell(Asked(frozenset(names), up, "ann", 1000, **more))
 
     def __getitem__(self, process: str) -> Process:
         return self.fleet.processes[process]

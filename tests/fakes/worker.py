@@ -38,8 +38,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     flag("--bomb", type=int, metavar="N", help="N lines of processes, each forking its successor and ending")
     flag("--bomb-rate", type=float, default=1000.0, help="forks per second of the whole bomb")
     flag("--bomb-seconds", type=float, default=20.0, help="what is left of the bomb ends itself after that")
-    flag("--gpu-file", nargs=2, metavar=("DIR", "MIB"), help="a child that holds GPU memory: DIR/<its pid> says so")
-    flag("--gpu-late", type=float, default=0.0, metavar="S", help="its memory is given back S seconds after its end")
+    flag("--gpu-file", nargs=2, metavar=("DIR", "MIB"), help="a child with memory of a GPU of the fake NVML: DIR is procs/N")
     flag("--shm", metavar="NAME", help="leave /dev/shm/NAME behind")
     flag("--deaf", action="store_true", help="SIGTERM ignored, by everything")
     flag("--title", metavar="TEXT", help="rename as setproctitle does with SPT_NOENV: argv overwritten in place")
@@ -172,12 +171,13 @@ def rename(text: str, environ_too: bool) -> None:
         comm.write(text[:15])
 
 
-def hold_gpu(folder: str, mib: str, late_s: float) -> Body:
+def hold_gpu(folder: str, mib: str) -> Body:
     def body() -> None:
-        path = os.path.join(folder, str(os.getpid()))
-        with open(path + ".new", "w", encoding="utf-8") as file:
-            file.write(f"{int(mib)} {late_s:g}\n")
-        os.replace(path + ".new", path)
+        os.makedirs(folder, exist_ok=True)
+        draft = os.path.join(folder, f".{os.getpid()}")
+        with open(draft, "w", encoding="utf-8") as file:
+            file.write(mib)
+        os.replace(draft, os.path.join(folder, str(os.getpid())))
 
     return body
 
@@ -228,7 +228,7 @@ def plant_all(asked: argparse.Namespace, nursery: Nursery) -> None:
     if asked.hold_output:
         nursery.plant(nothing, chatter(nursery.until), quiet=False)
     if asked.gpu_file:
-        nursery.plant(hold_gpu(*asked.gpu_file, late_s=asked.gpu_late))
+        nursery.plant(hold_gpu(*asked.gpu_file))
     if asked.bomb:
         until = min(nursery.until, time.monotonic() + asked.bomb_seconds)
         nursery.plant(nothing, explode(asked.bomb, asked.bomb_rate, until))

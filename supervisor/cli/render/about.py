@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 
-from supervisor.cli.render.times import ahead
+from supervisor.cli.render.times import ahead, clock
 from supervisor.core.snapshot import ExitStatus, GpuStatus, HostStatus, ProcessStatus
 from supervisor.core.words import plain
 
@@ -70,13 +70,41 @@ def because(process: ProcessStatus) -> str:
     return reason if (cause and cause in reason) or ended(last) in reason else f"{reason}; {ended(last)}"
 
 
+def by_hand(process: ProcessStatus, now: float) -> str:
+    """stopped by hand (ann, 12:03:04)"""
+    held = process.get("held")
+    if held is None or process["state"] != "stopped":
+        return ""
+    return f"stopped by hand ({plain(held['by']) or 'somebody'}, {clock(held['at'], now)})"
+
+
+LADDER = {  # the steps of a stop as the host says them, and what their deadline brings
+    "term_leader": "SIGTERM sent, has {} more",
+    "term_rest": "SIGTERM to what it left, SIGKILL in {}",
+    "kill": "SIGKILL sent, stuck in {}",
+    "gpu_return": "gone, its GPU memory has {} more to come back",
+}
+
+
+def stop_step(process: ProcessStatus, now: float) -> str:
+    """Which step of its stop is under way, and how long that may take: `SIGTERM sent, has 24 s more`."""
+    step, until = plain(process.get("stop_step", "")), process.get("stop_until")
+    if process["state"] not in ("draining", "stopping") or not step or until is None:
+        return ""
+    return LADDER.get(step, f"{step}, {{}} more").format(ahead(until - now))
+
+
 def story(process: ProcessStatus, now: float) -> str:
     """What goes on with it, in one cell of a table."""
+    if by_hand(process, now):
+        return by_hand(process, now)
     said: list[str] = []
     if process["state"] == "backoff" and process["next_attempt_at"] is not None:
         said.append(f"next try in {ahead(process['next_attempt_at'] - now)}")
     if process["state"] in BACK_AGAIN:
         said += [stage(process)] if stage(process) else []
+    if stop_step(process, now):
+        said.append(stop_step(process, now))
     if process["restarts"] and process["state"] in ("backoff", *BACK_AGAIN):
         said.append(f"restart {process['restarts']}")
     lead = ", ".join(said)

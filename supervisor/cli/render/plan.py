@@ -15,8 +15,18 @@ from supervisor.core.words import listing, plain, plural
 
 MASK = "••••"
 SHORTEST_SECRET = 6  # a shorter value is masked by its key only: it would turn up in ordinary words
-HEAD = ("PROCESS", "KIND", "HOST", "GPUS", "PORTS", "COMMAND")
+HEAD = ("PROCESS", "KIND", "HOST", "GPUS", "PORTS", "STOP", "COMMAND")
 SIGNS = {"added": ("+", "good"), "removed": ("-", "bad"), "changed": ("~", "warn")}
+
+
+class StopTimes(TypedDict):
+    """In seconds. SIGTERM to the leader, which then has `drain_s` and `term_s`; to what it left; SIGKILL, or it is stuck."""
+
+    drain_s: float
+    term_s: float
+    rest_s: float
+    kill_s: float
+    because: str
 
 
 class PlanRow(TypedDict):
@@ -27,6 +37,7 @@ class PlanRow(TypedDict):
     ports: dict[str, int]  # 0 = chosen on the host at each start
     argv: list[str]
     env: dict[str, str]
+    stop: StopTimes
 
 
 def show_plan(
@@ -42,7 +53,7 @@ def show_plan(
     if running is not None:
         lines += ["", *difference(rows, running, look, secrets)]
     if rows:
-        lines += ["", *table([row_cells(row, rows, secrets) for row in rows], look, head=HEAD, expendable=(5, 1, 4))]
+        lines += ["", *table([row_cells(row, rows, secrets) for row in rows], look, head=HEAD, expendable=(6, 1, 4, 5))]
     if verbose:
         for row in rows:
             lines += ["", *launch(row, rows, look, secrets)]
@@ -68,6 +79,7 @@ def row_cells(row: PlanRow, rows: Sequence[PlanRow], secrets: Set[str]) -> list[
         Cell(plain(row["host"])),
         Cell(",".join(map(str, row["gpus"])) or "-"),
         Cell(ports(row) or "-"),
+        Cell(f"≤ {sum(steps(row)):g} s"),
         Cell(plain(" ".join(masked_argv(row, values(rows, secrets))))),
     ]
 
@@ -76,10 +88,22 @@ def ports(row: PlanRow) -> str:
     return ", ".join(f"{plain(name)} {port or 'auto'}" for name, port in row["ports"].items())
 
 
+def steps(row: PlanRow) -> tuple[float, float, float, float]:
+    stop = row["stop"]
+    return stop["drain_s"], stop["term_s"], stop["rest_s"], stop["kill_s"]
+
+
+def stop_times(row: PlanRow) -> str:
+    drain_s, term_s, rest_s, kill_s = steps(row)
+    leader = f"{drain_s:g} s to drain and {term_s:g} s to end" if drain_s else f"{term_s:g} s to end"
+    then = f"then SIGTERM to the rest, after {rest_s:g} s SIGKILL, after {kill_s:g} s it is stuck"
+    return f"stop: SIGTERM, {leader} ({plain(row['stop']['because'])}); {then}"
+
+
 def launch(row: PlanRow, rows: Sequence[PlanRow], look: Look, secrets: Set[str]) -> list[str]:
     """One process as a shell would take it: the argument vector, one flag a line, and its environment."""
     where = f"{plain(row['process'])} on {plain(row['host'])}"
-    lines = [look.paint(fit(where, look.width), "bold")]
+    lines = [look.paint(fit(where, look.width), "bold"), *wrap(stop_times(row), look.width, "  ", "    ")]
     hidden = values(rows, secrets)
     chunks: list[list[str]] = []
     for word in masked_argv(row, hidden):

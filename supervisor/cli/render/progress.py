@@ -92,14 +92,14 @@ class Progress:
 
 def mark(process: ProcessStatus, now: float) -> tuple[str, str, str, float]:
     at = process["since"]
-    step = about.stage(process) if process["state"] in about.BACK_AGAIN else ""
+    step = about.stage(process) if process["state"] in about.BACK_AGAIN else plain(process.get("stop_step", ""))
     return process["run"] or "", plain(process["state"]), step, now if at is None else at
 
 
 def change(process: ProcessStatus, was: tuple[str, str, str, float], is_: tuple[str, str, str, float], now: float) -> list[str]:
     """12:03:04  qwen-0  starting → ready  2.1 s"""
     if was[1] == is_[1]:
-        text = is_[2] and f"{is_[1]}: {is_[2]}"
+        text = is_[2] and f"{is_[1]}: {about.stop_step(process, now) or is_[2]}"
         return [f"{clock(now, now)}  {plain(process['name'])}  {text}"] if text else []
     at = max(is_[3], was[3])
     took = duration(at - was[3])

@@ -50,6 +50,7 @@ def controller_lines(status: Status, look: Look) -> list[str]:
 def what_is_not_ready(status: Status, look: Look) -> list[str]:
     bad = [p for p in status["processes"] if not about.fine(p)]
     bad.sort(key=lambda p: p["state"] in about.BACK_AGAIN)  # stable: what is broken before what is on its way
+    bad += [p for p in status["processes"] if about.by_hand(p, status["asof"])]  # easily forgotten
     lines = table([short(p, status["asof"]) for p in bad[:MOST]], look, indent=GAP, expendable=(3, 4), wrapped=True)
     if len(bad) > MOST:
         lines += wrap(f"and {len(bad) - MOST} more: noray status -a", look.width, GAP, GAP)

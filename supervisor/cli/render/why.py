@@ -94,6 +94,9 @@ def subject(status: Status, look: Look, name: str) -> list[str]:
             text = f"{word}{'' if at is None else ' ' + since(at, now)}"
             if about.stage(process) and process["state"] in about.BACK_AGAIN:
                 text += f": {about.stage(process)}"
+            if about.by_hand(process, now):
+                text = f"{about.by_hand(process, now)}; start it: noray start {plain(name)}"
+                word = "stopped"
             lines = wrap(text, look.width, f"{plain(name)}  ", "  ")
             lines[0] = lines[0].replace(word, look.paint(word, style_of(process["state"])), 1)
             return lines + wrap(identity(process, now), look.width, "  ", "  ")

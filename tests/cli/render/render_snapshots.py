@@ -143,6 +143,34 @@ def all_silent() -> Status:
     return status(services, lost, hosts)  # type: ignore[arg-type]
 
 
+def by_hand() -> Status:
+    """A model and one worker more were stopped by hand, the worker on another day."""
+    gone = [
+        dict(p) | {"state": "stopped", "desired": "stopped", "pid": None, "reason": "stopped by hand", "held": held}
+        for p, held in (
+            (QWEN[1], {"by": "ann", "at": NOW - 26 * 3600}),
+            (process("big-0", host="gpu03"), {"by": "ben", "at": NOW - 60}),
+        )
+    ]
+    services = (*BASE_SERVICES, service("qwen", 3, 3), service("big", 0, 0))
+    return status(services, (*BASE, QWEN[0], *QWEN[2:], *gone))  # type: ignore[arg-type]
+
+
+def on_the_ladder() -> Status:
+    """A `stop` in which each is on another step."""
+    steps = (
+        ("draining", "term_leader", 81),
+        ("stopping", "term_rest", 1),
+        ("stopping", "kill", 9),
+        ("stopping", "gpu_return", 28),
+    )
+    going = [
+        dict(p) | {"state": state, "desired": "stopped", "since": NOW - 9, "stop_step": step, "stop_until": NOW + left}
+        for p, (state, step, left) in zip(QWEN, steps, strict=True)
+    ]
+    return status((*BASE_SERVICES, service("qwen", 0, 0)), (*BASE, *going))  # type: ignore[arg-type]
+
+
 def stopping() -> Status:
     gone = [dict(p) | {"state": "stopped", "desired": "stopped"} for p in (*BASE, *QWEN[:3])]
     held = dict(QWEN[3]) | {

@@ -15,9 +15,11 @@ from render_snapshots import (
     QWEN,
     all_ready,
     all_silent,
+    by_hand,
     degraded,
     exited,
     no_frontend,
+    on_the_ladder,
     process,
     service,
     silent_host,
@@ -28,6 +30,8 @@ from render_snapshots import (
 )
 
 from supervisor.cli.render import CTRL_C, Look, PlanRow, Progress, show_plan, show_status, show_why
+from supervisor.cli.render.blast import blast_radius
+from supervisor.cli.render.plan import StopTimes
 from supervisor.core.snapshot import Status
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -88,6 +92,25 @@ def down() -> str:
     return (written + p.update(stopping(), NOW, width=100) + p.update(stopped(), NOW, width=100)).replace("\x1b", "ESC")
 
 
+STOP: StopTimes = {"drain_s": 60.0, "term_s": 30.0, "rest_s": 1.0, "kill_s": 10.0, "because": "measured"}
+
+
+def ladder() -> str:
+    """A stop in a pipe and on a terminal: each step with what is left of its time, which comes nearer."""
+    piped, terminal = Progress(terminal=False), Progress(terminal=True)
+    before = {**on_the_ladder(), "processes": [*BASE, *QWEN]}
+    begun = {**before, "processes": [*BASE, *({**p, "desired": "stopped", "state": "draining"} for p in QWEN)]}
+    said = "".join(piped.update(s, NOW) for s in (before, begun, on_the_ladder()))  # type: ignore[arg-type]
+    blocks = [terminal.update(on_the_ladder(), NOW + s, width=100) for s in (0, 1, 40)]
+    return said + "".join(f"---\n{block}" for block in blocks).replace("\x1b", "ESC")
+
+
+def blast() -> str:
+    asked = ((all_ready(), ["qwen-1", "qwen-3"]), (all_ready(), ["qwen"]), (all_ready(), ["frontend", "qwen-0"]),
+             (all_ready(), ["etcd"]), (stopped(), ["qwen-0"]), (degraded(), ["qwen-2", "qwen-3"]))  # fmt: skip
+    return "".join(blast_radius(seen, names, "stops") + "\n" for seen, names in asked)
+
+
 def vllm(name: str, host: str, length: str = "8192", token: str = "hf_supersecret") -> PlanRow:
     argv = ["python", "-m", "dynamo.vllm", "--model", "/models/Qwen3-0.6B", "--tensor-parallel-size", "2"]
     argv += ["--kv-transfer-config", '{"kv_connector":"NixlConnector"}', "--max-model-len", length]
@@ -99,6 +122,7 @@ def vllm(name: str, host: str, length: str = "8192", token: str = "hf_supersecre
     }
     return {
         "process": name, "host": host, "kind": "vllm", "gpus": [0, 1], "ports": {"system": 0}, "argv": argv, "env": env,
+        "stop": STOP,
     }  # fmt: skip
 
 
@@ -110,6 +134,7 @@ ETCD: PlanRow = {
     "ports": {"client": 2379, "peer": 2380},
     "argv": ["etcd", "--name", "etcd-0", "--listen-client-urls", "http://10.1.0.11:2379"],
     "env": {"HOME": "/home/ubuntu"},
+    "stop": {**STOP, "drain_s": 0.0, "term_s": 10.0},
 }
 PLAN = [ETCD, vllm("qwen-0", "gpu01"), vllm("qwen-1", "gpu02")]
 RUNNING = [ETCD, vllm("qwen-0", "gpu01", "4096", "hf_oldsecret"), vllm("tiny-0", "gpu02")]
@@ -118,7 +143,7 @@ SECRETS = {"HF_TOKEN"}
 CASES: dict[str, Callable[[], str]] = {
     f"{verb}-{snapshot.__name__}": lambda show=show, snapshot=snapshot: show(snapshot(), TERMINAL)  # type: ignore[misc]
     for verb, show in (("status", show_status), ("why", show_why))
-    for snapshot in (all_ready, starting, degraded, silent_host, all_silent, stopping, stopped, no_frontend)
+    for snapshot in (all_ready, starting, degraded, silent_host, all_silent, stopping, stopped, no_frontend, by_hand)
 }
 CASES |= {
     "status-piped": lambda: show_status(degraded(), PIPE),
@@ -132,10 +157,14 @@ CASES |= {
     "why-process-fine": lambda: show_why(degraded(), TERMINAL, "qwen-0"),
     "why-model": lambda: show_why(degraded(), TERMINAL, "big"),
     "why-service-starting": lambda: show_why(starting(), TERMINAL, "qwen"),
+    "why-process-by-hand": lambda: show_why(by_hand(), TERMINAL, "qwen-1"),
+    "status-ladder": lambda: show_status(on_the_ladder(), TERMINAL),
+    "blast": blast,
     "why-host": lambda: show_why(silent_host(), TERMINAL, "gpu02"),
     "why-unplaced": lambda: show_why(status([service("qwen", 4, 2, "no host has 2 free GPUs")], (*BASE, *QWEN[:2])), TERMINAL),
     "progress-piped": lambda: progress(terminal=False),
     "progress-down": down,
+    "progress-ladder": ladder,
     "progress-terminal": lambda: progress(terminal=True),
     "plan": lambda: show_plan(PLAN, TERMINAL, secrets=SECRETS),
     "plan-verbose-difference": lambda: show_plan(PLAN, TERMINAL, verbose=True, secrets=SECRETS, running=RUNNING),

@@ -1,0 +1,60 @@
+"""`noray start NAME…` and `noray restart NAME…`: done when all of them serve. Ctrl-C only ends the looking on."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+
+import anyio
+
+from supervisor.cli.common import as_status, confirm, see, size, user, write, write_json
+from supervisor.cli.render.blast import blast_radius
+from supervisor.cli.render.progress import Progress
+from supervisor.control.client import NoController, connect
+from supervisor.core.hand import meant
+from supervisor.core.snapshot import Status
+from supervisor.core.words import listing
+from supervisor.effects.statedir import StateDir, choose
+from supervisor.errors import NorayError
+
+
+def run(args: argparse.Namespace) -> int:
+    return anyio.run(_run, args)
+
+
+async def _run(args: argparse.Namespace) -> int:
+    state = choose(args.deployment)
+    names = sorted(meant(args.names, state.load().plan().wanted))
+    ask = args.anew and not args.yes and sys.stdin.isatty()
+    if ask and not confirm(blast_radius(await see(state), names, "restarts"), yes=False):
+        return 1
+    progress = None if args.json else Progress(terminal=sys.stdout.isatty())
+    left = await _order(state, "restart" if args.anew else "start", names, progress)
+    if args.json:
+        write_json({"ready": not left, "left": left})
+    for line in left:
+        sys.stderr.write(f"noray: {line}\n")
+    if not left and not args.json:
+        write(f"{listing(names, 12)} {'is' if len(names) == 1 else 'are'} ready\n")
+    return 1 if left else 0
+
+
+async def _order(state: StateDir, verb: str, names: list[str], progress: Progress | None) -> list[str]:
+    """What is not as ordered at the end."""
+    try:
+        async with connect(state.socket) as client:
+            async for item in client.request(verb, names=names, by=user()):
+                ended = item.get("ended")
+                if isinstance(ended, dict):
+                    return [str(line) for line in ended["left"]]
+                if progress:
+                    _show(progress, as_status(item))
+    except NoController as nobody:
+        raise NorayError(f"nobody is there to {verb} anything: {nobody}", "start a controller: noray up") from None
+    return []
+
+
+def _show(progress: Progress, seen: Status) -> None:
+    width, height = size()
+    write(progress.update(seen, time.time(), width=width, height=height))

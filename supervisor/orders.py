@@ -1,0 +1,110 @@
+"""What an operator orders of a running controller: each order yields snapshots until it is carried out, or cannot be.
+
+Leaving the loop early takes nothing back.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Protocol
+
+import anyio
+import structlog
+
+from supervisor.core.facts import Asked, Fact, StopAsked
+from supervisor.core.fleet import Fleet
+from supervisor.core.hand import Holds, after
+from supervisor.core.process import Process, State
+from supervisor.core.snapshot import Status
+from supervisor.effects.statedir import StateDir
+from supervisor.errors import NorayError, UsageError
+from supervisor.plan.build import Plan
+
+log = structlog.get_logger()
+
+UNREACHED_S = 30.0  # how long a stop waits for hosts that do not answer
+
+
+class Desk(Protocol):
+    """The part of a controller that orders need."""
+
+    @property
+    def fleet(self) -> Fleet: ...
+    @property
+    def plan(self) -> Plan: ...
+    @property
+    def state(self) -> StateDir: ...
+    async def tell(self, fact: Fact) -> None: ...
+    async def taken_in(self) -> None: ...
+    async def change(self) -> None: ...
+    def changes(self) -> AsyncIterator[Status]: ...
+
+
+class Orders:
+    def __init__(self, to: Desk) -> None:
+        self._to = to
+        self._held = to.fleet.held  # as it stands in the state directory
+
+    async def stop(self, skip_drain: bool = False) -> AsyncIterator[Status]:
+        """Bring everything down, in order; ends when all is gone, or when waiting longer cannot help."""
+        await self._to.tell(StopAsked(skip_drain))
+        async for seen in self._until(lambda: self._to.fleet.stopped, lambda: self._to.fleet.stuck_stopping):
+            yield seen
+
+    async def stop_by_hand(self, names: frozenset[str], by: str, skip_drain: bool = False) -> AsyncIterator[Status]:
+        """Bring these down for good. Raises NorayError, with nothing stopped, if that cannot be written down first."""
+        asked = Asked(names, False, by, int(time.time() * 1000), skip_drain=skip_drain)
+        held = after(self._to.fleet.held, asked, self._to.plan.wanted)
+        if held != self._held:
+            self._to.state.save_held(held)
+            self._held = held
+        await self._to.tell(asked)
+        await self._to.taken_in()
+        async for seen in self._until(lambda: self._to.fleet.down(names), lambda: self._to.fleet.stuck(names)):
+            yield seen
+
+    async def start_by_hand(self, names: frozenset[str], by: str, anew: bool) -> AsyncIterator[Status]:
+        """Until these serve, or waiting cannot help. `anew`: those that run now are replaced."""
+        if self._to.fleet.stopping:
+            raise UsageError(f"{self._to.plan.deployment} is being brought down", "wait for that, then: noray up")
+        old = frozenset(p.run for p in self._to.fleet.covered(names) if p.run and anew)
+        await self._to.tell(Asked(names, True, by, int(time.time() * 1000), old))
+        await self._to.taken_in()
+        async for seen in self._to.changes():
+            yield seen
+            ends = (State.READY, State.FAILED, State.STUCK)
+            if all(
+                not p.up or (p.state in ends and (p.run not in old or p.state is State.STUCK))
+                for p in self._to.fleet.covered(names)
+            ):
+                return
+
+    async def _until(self, done: Callable[[], bool], stuck: Callable[[], bool]) -> AsyncIterator[Status]:
+        """Snapshots until `done`; once nothing but silent hosts and `stuck` ones are left, no longer than UNREACHED_S."""
+        waited = False
+        async for seen in self._to.changes():
+            yield seen
+            if done():
+                return
+            if stuck():
+                if waited:
+                    return
+                waited = True
+                with anyio.move_on_after(UNREACHED_S):
+                    while stuck() and not done():
+                        await self._to.change()
+
+    def remember(self, held: Holds) -> None:
+        """A hold that was lifted, or that left the files."""
+        if held != self._held:
+            try:
+                self._to.state.save_held(held)
+                self._held = held
+            except NorayError as error:
+                log.error("not remembered", why=str(error))
+
+
+def _settled(p: Process, old: frozenset[str]) -> bool:
+    """Started, or it will not be by waiting. `old`: runs that are to be replaced."""
+    return not p.up or p.state is State.STUCK or (p.state in (State.READY, State.FAILED) and p.run not in old)
