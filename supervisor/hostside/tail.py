@@ -60,7 +60,7 @@ class _Tail:
                 _say({"live": True})
             if _reader_left():
                 return False
-            known = self._known()
+            known = self._known()[:1]
         chosen = self._choose(known)
         if not chosen:
             _say({"end": self._nothing(known)})
