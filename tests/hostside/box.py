@@ -99,6 +99,7 @@ def main(fd: int, folder: str, name: str) -> None:
     end_all()
     for group in cgroups(name):
         os.rmdir(group)
+    ctypes.CDLL(None).umount2(os.fsencode(f"{folder}/b"), 2)  # where this host has a disk of its own
     if os.getppid() != pytest:  # it cannot tidy up any more
         for left in (folder, *glob.glob(f"/tmp/ni-{pytest}-*")):
             shutil.rmtree(left, ignore_errors=True)

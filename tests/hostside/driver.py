@@ -111,6 +111,7 @@ class Host:
     package: Path = PACKAGE
     root: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="nh", dir="/tmp")))
     deployment: str = field(default_factory=lambda: "t" + uuid.uuid4().hex[:8])
+    inside: tuple[str, ...] = ()  # a command that execs the box, in a namespace of its own for instance
 
     def __post_init__(self) -> None:
         self.base = self.root / "b"
@@ -118,7 +119,7 @@ class Host:
         self.links: list[Link] = []
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.line = ours
-        argv = [sys.executable, "-I", "-S", box.__file__, str(theirs.fileno()), str(self.root), self.deployment]
+        argv = [*self.inside, sys.executable, "-I", "-S", box.__file__, str(theirs.fileno()), str(self.root), self.deployment]
         self.box = subprocess.Popen(argv, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
         theirs.close()
 
