@@ -67,6 +67,12 @@ class ProcessStatus(TypedDict):
     stop_until: NotRequired[float]  # when the next step comes
 
 
+class LogoutStatus(TypedDict):
+    survives: bool | None  # None: nobody can tell
+    why: str
+    remedy: str  # a command to type on that host; "" where nothing is wrong
+
+
 class HostStatus(TypedDict):
     name: str
     state: str  # up | anything else
@@ -74,6 +80,7 @@ class HostStatus(TypedDict):
     boot_id: str
     gpus: list[GpuStatus]
     reason: NotRequired[str]  # why it is not up
+    logout: NotRequired[LogoutStatus]  # whether what runs there outlives the login that started it
 
 
 class Status(TypedDict):

@@ -72,13 +72,10 @@ class Bus:
         fields = {DESTINATION: to, PATH: path, INTERFACE: interface, MEMBER: member}
         if signature:
             fields[SIGNATURE] = signature
-        body = bytearray()
-        for kind, value in zip(_kinds(signature), args):
-            _put(body, kind, value)
-        header = bytearray()
+        header, body = bytearray(), bytearray()
+        _put(body, "(%s)" % signature, args)
         told = [(number, (FIELD_TYPES.get(number, "s"), value)) for number, value in sorted(fields.items())]
-        for kind, value in zip(_kinds("yyyyuua(yv)"), (ENDIAN, CALL, 0, 1, len(body), self._serial, told)):
-            _put(header, kind, value)
+        _put(header, "(yyyyuua(yv))", (ENDIAN, CALL, 0, 1, len(body), self._serial, told))
         _pad(header, 8)
         self._in_time()
         self._sock.sendall(bytes(header + body))
@@ -123,14 +120,11 @@ class Bus:
             self._receive()
         data, self._buffer = self._buffer[: start + body], self._buffer[start + body :]
         try:
-            headers = {number: value for number, value in _get(data, 12, "a(yv)")[0]}
-            values, at = [], 0
-            for type_ in _kinds(headers.get(SIGNATURE, "")):
-                value, at = _get(data[start:], at, type_)
-                values.append(value)
+            headers = dict(_get(data, 12, "a(yv)")[0])
+            values = _get(data, start, "(%s)" % headers.get(SIGNATURE, ""))[0]
         except (struct.error, IndexError, ValueError) as error:
             raise Failed("what it says cannot be understood: %s" % error) from None
-        return Message(kind, headers, values)
+        return Message(kind, headers, list(values))
 
 
 def _kinds(signature: str) -> List[str]:
@@ -186,8 +180,8 @@ def _put(out: bytearray, kind: str, value: Any) -> None:
             _put(out, kind[1:], item)
         struct.pack_into("=I", out, length, len(out) - start)
     else:
-        for part, item in zip(_kinds(kind[1:-1]), value):
-            _put(out, part, item)
+        for number, part in enumerate(_kinds(kind[1:-1])):
+            _put(out, part, value[number])
 
 
 def _get(data: bytes, at: int, kind: str) -> Tuple[Any, int]:

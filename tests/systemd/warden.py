@@ -3,9 +3,9 @@
     unshare --mount --propagation private python warden.py '{"users": {...}, "logind": "...", "key": "..."}'
 
 Prints the pid of the machine's PID 1. Written to the machine is what it needs beyond our `/`: two users, sshd with
-pam_systemd, logind's settings; everything it changes goes to a tmpfs. It has its own network (loopback), processes, mounts, host
-name and cgroups, and may neither load modules nor set the clock. It ends with us however we end: at the end of our
-input we also remove its cgroup, killed -9 we leave that one, empty, to the next of us.
+pam_systemd, logind's settings; everything it changes goes to a tmpfs. It has its own network (loopback), processes,
+mounts, host name and cgroups, and may neither load modules nor set the clock. It ends with us however we end: at the
+end of our input we also remove its cgroup, killed -9 we leave that one, empty, to the next of us.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from render_snapshots import (
     all_ready,
     all_silent,
     degraded,
+    ends_at_logout,
     exited,
     no_frontend,
     process,
@@ -118,7 +119,7 @@ SECRETS = {"HF_TOKEN"}
 CASES: dict[str, Callable[[], str]] = {
     f"{verb}-{snapshot.__name__}": lambda show=show, snapshot=snapshot: show(snapshot(), TERMINAL)  # type: ignore[misc]
     for verb, show in (("status", show_status), ("why", show_why))
-    for snapshot in (all_ready, starting, degraded, silent_host, all_silent, stopping, stopped, no_frontend)
+    for snapshot in (all_ready, starting, degraded, silent_host, all_silent, stopping, stopped, no_frontend, ends_at_logout)
 }
 CASES |= {
     "status-piped": lambda: show_status(degraded(), PIPE),
