@@ -135,4 +135,6 @@ def _host(host: Host, asof: float, wall: Wall) -> HostStatus:
     }
     if not host.up:
         made["reason"] = host.why
+    if host.logout.why:
+        made["logout"] = {"survives": host.logout.survives, "why": host.logout.why, "remedy": host.logout.remedy}
     return made

@@ -1,7 +1,8 @@
 """The link: one controller's conversation with this host. It owns nothing: when it dies, nothing else does.
 
 In:  hello, ping, start, stop, fence, http, tail, purge (JSON lines; the first must be hello)
-Out: hello with every run on record, then {"state": …} on each change of a run, {"reply": id, …}, {"pong": n}
+Out: hello with every run on record, then {"state": …} on each change of a run, {"reply": id, …}, {"pong": n},
+     {"logout": …} when what a logout does has changed
 
 It ends itself 10 s after the last line it heard: sshd notices a vanished peer only when asked to, and every partition would
 leave a link behind. A host obeys the controller with the highest epoch only; a read-only link may not change anything.
@@ -17,7 +18,7 @@ import socket
 import time
 from typing import Any, Dict, Optional
 
-from . import VERSION, birth, facts, http, pump, rundir
+from . import VERSION, birth, facts, http, logout, pump, rundir
 from .reactor import Lines, Reactor
 from .rundir import Run
 from .runstate import close_unborn, finished_state, run_state, wall_ms
@@ -45,6 +46,7 @@ class Link:
         self.keepers: Dict[str, Lines] = {}
         self.waiting: Optional[Dict[str, Run]] = None  # whose keeper's first word hello waits for
         self.orders: Dict[str, Dict[str, Dict[str, Any]]] = {}  # run -> op -> the last one, for whoever is its keeper
+        self.logout: Dict[str, Any] = {}  # the verdict last told
         self.heard = time.monotonic()
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -118,7 +120,9 @@ class Link:
             note = "its keeper has not answered yet"
             self.states[run.run] = run_state(run, spec, record, run.record("exit.json"), "running", notes=[note])
         self.waiting = None
-        self.line.send({"hello": dict(facts.host_facts(self.base), runs=list(self.states.values()))})
+        found = facts.host_facts(self.base)
+        self.logout = found["logout"]
+        self.line.send({"hello": dict(found, runs=list(self.states.values()))})
 
     def _tell(self, state: Dict[str, Any]) -> None:
         run = state["run"]
@@ -174,6 +178,7 @@ class Link:
             # A repeated start is one start. What two links ask at once meets at the mkdir of the run directory.
             return self._tell(self.states[run.run]) if run.run in self.states else self._attach(run)
         rundir.prune(self.base, self.deployment, spec["process"])
+        self._judge_logout()
         ours, theirs = socket.socketpair()
         pid = os.fork()
         if pid == 0:
@@ -186,6 +191,14 @@ class Link:
                 os._exit(code)
         theirs.close()
         return self._listen(run, ours.detach())
+
+    def _judge_logout(self) -> None:
+        """Said again when it has changed; asked again only while something is wrong, as it costs a millisecond or two."""
+        if self.logout.get("remedy"):
+            found = logout.verdict()
+            if found != self.logout:
+                self.logout = found
+                self.line.send({"logout": found})
 
     def _attach(self, run: Run) -> None:
         """Talk to whoever owns this run; if nobody does, start its heir, or close its records if it cannot be alive."""

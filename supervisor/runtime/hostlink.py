@@ -15,11 +15,11 @@ from typing import Any
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from supervisor.core.facts import Fact, HostFound, HostLost, Told
+from supervisor.core.facts import Fact, HostFound, HostLost, LogoutTold, Told
 from supervisor.errors import HostRefused, HostUnreachable
 from supervisor.plan.launch import HostFacts
 from supervisor.probes.ask import HttpRequest
-from supervisor.runtime.parse import host_facts, run_state
+from supervisor.runtime.parse import host_facts, logout, run_state
 from supervisor.transport.base import Channel, Transport
 
 VERSION = 1
@@ -151,7 +151,9 @@ class HostLink:
                 hello = _mapping(said["hello"])
                 self.facts = host_facts(hello, int(time.time() * 1000))
                 runs = tuple(run_state(run) for run in hello["runs"])
-                await self._tell(HostFound(self.name, runs, self.facts.boot_id))
+                await self._tell(HostFound(self.name, runs, self.facts.boot_id, self.facts.logout))
+            elif "logout" in said:
+                await self._tell(LogoutTold(self.name, logout(_mapping(said["logout"]))))
             elif "refused" in said:
                 raise HostRefused(f"{self.name}: {said['refused']}")
         raise HostUnreachable(f"the line to {self.name} ended")
