@@ -9,7 +9,6 @@ from __future__ import annotations
 import enum
 import math
 import os
-import socket
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
@@ -23,7 +22,7 @@ from anyio.abc import ObjectReceiveStream, TaskStatus
 from supervisor.control import wire
 from supervisor.control.server import serve
 from supervisor.core.actions import Action, Unwatch, Watch
-from supervisor.core.facts import Fact, Planned, StopAsked
+from supervisor.core.facts import Fact, HostLost, Planned, StopAsked
 from supervisor.core.fleet import NOT_YET_ASKED, Fleet
 from supervisor.core.process import State
 from supervisor.core.snapshot import ControllerStatus, Status
@@ -33,6 +32,7 @@ from supervisor.errors import HostUnreachable, UsageError
 from supervisor.plan.build import Plan
 from supervisor.plan.diff import diff
 from supervisor.plan.launch import HostFacts
+from supervisor.runtime.greeting import Greeting
 from supervisor.runtime.hostlink import HostLink
 from supervisor.runtime.loop import supervise
 from supervisor.runtime.perform import Performer
@@ -43,6 +43,8 @@ log = structlog.get_logger()
 
 OBSERVE_S = 3.0  # how long an onlooker waits for everything to show what it is
 UNREACHED_S = 30.0  # how long a stop waits for hosts that do not answer
+ANSWERED_S = 0.2  # for the last lines to clients, which are still on their way
+SUPERSEDED_S = 1.0  # for whoever started this controller to come and read why it ends
 
 
 class Use(enum.Enum):
@@ -61,8 +63,9 @@ def version() -> str:
 class Controller:
     """One life of a controller. Call `run` once; `changes` and `snapshot` from tasks beside it."""
 
-    def __init__(self, files: Files, state: StateDir, use: Use) -> None:
-        self.state, self.use = state, use
+    def __init__(self, files: Files, state: StateDir, use: Use, take_over: bool = False) -> None:
+        """`take_over`: lead even where another controller of this deployment, alive, does."""
+        self.state, self.use, self.superseded = state, use, ""
         self._files, self._plan = files, files.plan()
         self._since_s = time.time()
         self.fleet = Fleet(
@@ -74,11 +77,14 @@ class Controller:
         self._changed = anyio.Event()
         self._links: dict[str, HostLink] = {}
         self._secrets: dict[str, Mapping[str, str]] = {}
-        self._name = f"{socket.gethostname()}:{os.getpid()}"
+        self._me, self._take_over = Greeting(self._since_s), take_over
         self._ended = anyio.Event()
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        """Until the deployment was brought down through it, or it is cancelled (which touches nothing that runs)."""
+        """Until the deployment was brought down through it, or it is cancelled (which touches nothing that runs).
+
+        Ends as well when another controller runs the deployment; `superseded` then says which.
+        """
         self.fleet = replace(self.fleet, epoch_s=anyio.current_time(), epoch_ms=int(time.time() * 1000))
         self._send, inbox = anyio.create_memory_object_stream[Fact](math.inf)
         if self.use is Use.SERVE:
@@ -86,7 +92,7 @@ class Controller:
         async with self._send, inbox, anyio.create_task_group() as tasks:
             self._tasks = tasks
             self._performer = Performer(
-                tasks, self._links, self._tell, lambda name: _ports(self.fleet, name), self._name, self._secrets
+                tasks, self._links, self._tell, lambda name: _ports(self.fleet, name), self._me.name, self._secrets
             )
             if self.use is Use.SERVE:
                 await tasks.start(self._serve)
@@ -107,8 +113,13 @@ class Controller:
 
     async def _tell(self, fact: Fact) -> None:
         await self._send.send(fact)
+        if self.use is Use.SERVE and isinstance(fact, HostLost) and fact.held_by and not self.superseded:
+            self.superseded = fact.why
+            self._tasks.start_soon(self._end_soon, SUPERSEDED_S)
 
     def _perform(self, action: Action) -> None:
+        if self.superseded:
+            return  # it gave way, on all hosts at once
         if self.use is not Use.OBSERVE or isinstance(action, Watch | Unwatch):
             self._performer(action)
 
@@ -135,13 +146,9 @@ class Controller:
         await self._tell(Planned(plan.wanted))
 
     def _link(self, host: Host) -> HostLink:
-        hello = {
-            "deployment": self._plan.deployment,
-            "controller": self._name,
-            "epoch": int(self._since_s * 1000),
-            "read_only": self.use is Use.OBSERVE,
-        }
-        return HostLink(host.name, lambda: connect(host), hello, self._tell, persist=self.use is not Use.OBSERVE)
+        onlooker = self.use is Use.OBSERVE
+        hello = self._me.hello(self._plan.deployment, read_only=onlooker, take_over=self._take_over)
+        return HostLink(host.name, lambda: connect(host), hello, self._tell, persist=not onlooker)
 
     async def _heartbeat(self) -> None:
         while True:
@@ -191,7 +198,7 @@ class Controller:
             if self.fleet.stopped:
                 return
             if self.fleet.stuck_stopping:
-                if waited:
+                if waited or all(host.up or host.refused for host in self.fleet.hosts.values()):
                     return
                 waited = True
                 with anyio.move_on_after(UNREACHED_S):
@@ -232,12 +239,12 @@ class Controller:
                 left = self.left_over()
                 failed = await self.purge() if request.args.get("purge") and not left else []
                 yield {"ended": {"left": left, "failed": failed}}
-                self._tasks.start_soon(self._end_soon)
+                self._tasks.start_soon(self._end_soon, ANSWERED_S)
             case verb:
                 raise UsageError(f"this controller does not know the verb {verb}")
 
-    async def _end_soon(self) -> None:
-        await anyio.sleep(0.2)  # the last lines to clients are still on their way
+    async def _end_soon(self, delay_s: float) -> None:
+        await anyio.sleep(delay_s)
         self.end()
 
     def left_over(self) -> list[str]:

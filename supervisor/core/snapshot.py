@@ -74,6 +74,7 @@ class HostStatus(TypedDict):
     boot_id: str
     gpus: list[GpuStatus]
     reason: NotRequired[str]  # why it is not up
+    held_by: NotRequired[dict[str, str]]  # the other controller that runs the deployment: controller, user, since
 
 
 class Status(TypedDict):

@@ -127,4 +127,6 @@ def _host(host: Host, asof: float, wall: Wall) -> HostStatus:
     }
     if not host.up:
         made["reason"] = host.why
+    if host.held_by:
+        made["held_by"] = dict(host.held_by)
     return made
