@@ -95,6 +95,7 @@ class HostLost:
     host: str
     why: str
     refused: bool = False  # the host said no: a human must act, nobody retries
+    held_by: Mapping[str, str] = field(default_factory=dict)  # the controller that runs the deployment there, if that is why
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,7 @@ class Host:
     boot_id: str = ""
     since_s: float = 0.0
     logout: Logout = field(default_factory=Logout)
+    held_by: Mapping[str, str] = field(default_factory=dict)  # another controller
 
     @property
     def unasked(self) -> bool:
@@ -240,7 +241,8 @@ def _may_adopt(process: Process, state: RunState) -> bool:
 def _host_lost(fleet: Fleet, fact: HostLost, now_s: float) -> Result:
     known = fleet.hosts.get(fact.host)
     since = known.since_s if known and not known.up and known.why != NOT_YET_ASKED else now_s
-    host = Host(fact.host, refused=fact.refused, why=fact.why, boot_id=known.boot_id if known else "", since_s=since)
+    boot_id = known.boot_id if known else ""
+    host = Host(fact.host, refused=fact.refused, why=fact.why, boot_id=boot_id, since_s=since, held_by=fact.held_by)
     fleet = replace(fleet, hosts={**fleet.hosts, fact.host: host})
     actions: list[Action] = []
     for name, process in fleet.processes.items():

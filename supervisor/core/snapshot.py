@@ -88,6 +88,7 @@ class HostStatus(TypedDict):
     gpus: list[GpuStatus]
     reason: NotRequired[str]  # why it is not up
     logout: NotRequired[LogoutStatus]  # whether what runs there outlives the login that started it
+    held_by: NotRequired[dict[str, str]]  # the other controller that runs the deployment: controller, user, since
 
 
 class Status(TypedDict):
