@@ -25,6 +25,7 @@ Files:
     the host    claims.py   GPUs, ports, names, held           ports.py    choose, bind-test, who has them
                 procfs.py   /proc, read once, in one way       reactor.py  poll, timers, JSON lines
                 logout.py   what ends when its user logs out   dbus.py     as much D-Bus as that takes
+                libc.py     the C library
 """
 
 VERSION = 1  # of the conversation and of every record on disk; older ones stay readable for ever
