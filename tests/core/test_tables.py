@@ -78,4 +78,4 @@ def test_asking_again_only_brings_the_deadline_closer(again_s: float, deadline: 
 @pytest.mark.parametrize("step", ladder.STEPS)
 def test_an_empty_tree_is_done_from_everywhere(step: str) -> None:
     reached, _ = ladder.on(ladder.Ladder(step=step), ladder.EMPTY, 1.0)
-    assert reached.step == "done"
+    assert reached.step == ("done" if step not in (ladder.GPU_RETURN, ladder.GPU_HELD) else step)

@@ -19,14 +19,6 @@ WORKER = Path(__file__).parents[1] / "fakes" / "worker.py"
 
 
 @pytest.fixture
-def gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeGpus:
-    fake = FakeGpus(tmp_path / "gpus", count=3)
-    for key, value in fake.env.items():
-        monkeypatch.setenv(key, value)  # what the box, and so every link, is started with
-    return fake
-
-
-@pytest.fixture
 def host(gpus: FakeGpus) -> Iterator[Host]:
     made = Host()
     yield made
