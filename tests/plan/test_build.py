@@ -43,9 +43,9 @@ def test_the_rules_of_the_file_reach_the_process() -> None:
 
 
 def test_replicas_are_where_their_gpus_are() -> None:
-    made = plan(deployment({"replicas": 4, "gpus": {"gpu02": [0, 1, 2], "gpu01": [7]}})).processes
+    made = plan(deployment({"replicas": 4, "gpus": {"gpu01": [7], "gpu02": [0, 1, 2]}})).processes
     where = [(made[f"qwen-{n}"].wanted.host, made[f"qwen-{n}"].wanted.gpus) for n in range(4)]
-    assert where == [("gpu02", (0,)), ("gpu01", (7,)), ("gpu02", (1,)), ("gpu02", (2,))]
+    assert where == [("gpu01", (7,)), ("gpu02", (0,)), ("gpu02", (1,)), ("gpu02", (2,))]
 
 
 PYTHON = {"python": "/usr/bin/python3"}

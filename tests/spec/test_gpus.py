@@ -34,7 +34,8 @@ def model(*lines: str) -> str:
         (model("gpus: {}"), "6:11: models[0].gpus: found an empty mapping, allowed: at least one entry"),
         (
             model("gpus: {gpu9: [0]}"),
-            "6:12: models[0].gpus: found the key 'gpu9', allowed: a host of the inventory (gpu01, gpu02), did you mean 'gpu02'?",
+            "6:12: models[0].gpus: found the key 'gpu9', allowed: a host of the inventory (gpu01, gpu02), "
+            "did you mean 'gpu02'?",
         ),
         (
             model("hosts: [gpu01]", "gpus: {gpu02: [0]}"),
