@@ -30,7 +30,7 @@ class RunState:
     sid: int | None = None
     started_ms: int | None = None
     ports: Mapping[str, int] = field(default_factory=dict)
-    gpus: tuple[str, ...] = ()
+    gpus: tuple[int | str, ...] = ()  # UUIDs, once its host has found them; before that what was written
     launch_hash: str = ""
     exit: Exit | None = None
     stop_step: str | None = None
@@ -69,6 +69,29 @@ class HostLost:
 
 
 @dataclass(frozen=True, slots=True)
+class GpuSeen:
+    """One card, or one MIG slice of one, as NVML told of it."""
+
+    index: int
+    uuid: str
+    name: str = ""
+    total_mib: int | None = None
+    used_mib: int | None = None
+    mig: bool = False
+    error: str = ""
+    holders: tuple[str, ...] = ()  # sentences: pid, command, user, MiB, since
+
+
+@dataclass(frozen=True, slots=True)
+class GpusSeen:
+    """A host looked at its GPUs. `error`: it could not see them, which says nothing about who holds them."""
+
+    host: str
+    gpus: tuple[GpuSeen, ...]
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Probed:
     """What a look at a run's readiness found."""
 
@@ -103,4 +126,4 @@ class Planned:
     wanted: Mapping[str, Wanted]
 
 
-Fact = Planned | Told | HostFound | HostLost | Probed | Due | StopAsked
+Fact = Planned | Told | HostFound | HostLost | GpusSeen | Probed | Due | StopAsked

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from .actions import Action, Stop, Unwatch, Watch
-from .facts import Due, Fact, HostFound, HostLost, Phase, Planned, Probed, RunState, StopAsked, Told
+from .facts import Due, Fact, GpuSeen, GpusSeen, HostFound, HostLost, Phase, Planned, Probed, RunState, StopAsked, Told
 from .process import AT_REST, Body, Event, Process, State, at_rest, settle, step, with_run
 from .wanted import Wanted
 
@@ -28,6 +28,9 @@ class Host:
     why: str = NOT_YET_ASKED
     boot_id: str = ""
     since_s: float = 0.0
+    gpus: tuple[GpuSeen, ...] = ()  # as last seen
+    gpus_s: float | None = None  # when; None while nobody has looked
+    gpus_error: str = ""  # why they could not be seen then
 
     @property
     def unasked(self) -> bool:
@@ -83,6 +86,8 @@ def step_fleet(fleet: Fleet, fact: Fact, now_s: float) -> Result:
             fleet, actions = _host_found(fleet, fact, now_s)
         case HostLost():
             fleet, actions = _host_lost(fleet, fact, now_s)
+        case GpusSeen(host) if host in fleet.hosts:
+            fleet = _gpus_seen(fleet, fact, now_s)
         case Probed(process, run) if _is_about(fleet, process, run):
             fleet, actions = _move(fleet, process, Event.PROBED, fact, now_s)
         case Due(process, run) if _is_about(fleet, process, run):
@@ -165,7 +170,8 @@ def _told(fleet: Fleet, host: str, state: RunState, now_s: float) -> Result:
 
 def _host_found(fleet: Fleet, found: HostFound, now_s: float) -> Result:
     """Adopt what is wanted, end what is not, and tell every other process of that host that it has no run."""
-    host = Host(found.host, up=True, why="", boot_id=found.boot_id, since_s=now_s)
+    known = fleet.hosts.get(found.host, Host(found.host))
+    host = replace(known, up=True, refused=False, why="", boot_id=found.boot_id, since_s=now_s)
     elsewhere = {run: s for run, s in fleet.surplus.items() if s.host != found.host}
     fleet = replace(fleet, hosts={**fleet.hosts, found.host: host}, surplus=elsewhere)
     actions: list[Action] = []
@@ -200,9 +206,9 @@ def _may_adopt(process: Process, state: RunState) -> bool:
 
 
 def _host_lost(fleet: Fleet, fact: HostLost, now_s: float) -> Result:
-    known = fleet.hosts.get(fact.host)
-    since = known.since_s if known and not known.up and known.why != NOT_YET_ASKED else now_s
-    host = Host(fact.host, refused=fact.refused, why=fact.why, boot_id=known.boot_id if known else "", since_s=since)
+    known = fleet.hosts.get(fact.host, Host(fact.host))
+    since = known.since_s if not known.up and not known.unasked else now_s
+    host = replace(known, up=False, refused=fact.refused, why=fact.why, since_s=since)
     fleet = replace(fleet, hosts={**fleet.hosts, fact.host: host})
     actions: list[Action] = []
     for name, process in fleet.processes.items():
@@ -210,6 +216,12 @@ def _host_lost(fleet: Fleet, fact: HostLost, now_s: float) -> Result:
             fleet, more = _move(fleet, name, Event.LOST, fact.why, now_s)
             actions += more
     return fleet, tuple(actions)
+
+
+def _gpus_seen(fleet: Fleet, seen: GpusSeen, now_s: float) -> Fleet:
+    """News for the reader. A look that failed leaves what was known: it says nothing about the cards."""
+    host = replace(fleet.hosts[seen.host], gpus_s=now_s, gpus_error=seen.error)
+    return replace(fleet, hosts={**fleet.hosts, seen.host: host if seen.error else replace(host, gpus=seen.gpus)})
 
 
 def _stop_asked(fleet: Fleet, skip_drain: bool) -> Result:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from .exit import Exit
+from .facts import GpuSeen
 from .fleet import NOT_YET_ASKED, Fleet, Host
 from .process import Process, State
 from .snapshot import ControllerStatus, ExitStatus, GpuStatus, HostStatus, ProcessStatus, ServiceStatus, Status
@@ -29,7 +30,7 @@ def status(
     def wall(at_s: float) -> float:
         return round(fleet.epoch_ms / 1000 + at_s - fleet.epoch_s, 3)
 
-    processes = [_process(p, wall) for p in fleet.processes.values()]
+    processes = [_process(p, fleet.hosts, wall) for p in fleet.processes.values()]
     made: Status = {
         "deployment": deployment,
         "endpoints": list(endpoints),
@@ -61,8 +62,9 @@ def _services(processes: Mapping[str, Process]) -> list[ServiceStatus]:
     return list(services.values())
 
 
-def _process(p: Process, wall: Wall) -> ProcessStatus:
+def _process(p: Process, hosts: Mapping[str, Host], wall: Wall) -> ProcessStatus:
     seen = p.seen
+    cards = hosts[p.wanted.host].gpus if p.wanted.host in hosts else ()
     made: ProcessStatus = {
         "name": p.wanted.name,
         "service": p.wanted.service,
@@ -77,7 +79,7 @@ def _process(p: Process, wall: Wall) -> ProcessStatus:
         "run": p.run or None,
         "pid": seen.pid if seen else None,
         "sid": seen.sid if seen else None,
-        "gpus": [_gpu(uuid) for uuid in seen.gpus] if seen else [],
+        "gpus": [_gpu(held, cards) for held in seen.gpus] if seen else [],
         "ports": dict(seen.ports) if seen else {},
         "restarts": p.restarts,
         "since": wall(p.since_s),
@@ -105,8 +107,27 @@ def _exit(last: Exit) -> ExitStatus:
     return made
 
 
-def _gpu(uuid: str) -> GpuStatus:
-    return {"index": -1, "uuid": uuid, "proof": ""}
+def _gpu(held: int | str, cards: Sequence[GpuSeen]) -> GpuStatus:
+    """A run says index or UUID; its host knows the other."""
+    card = next((c for c in cards if held in (c.index, c.uuid)), None)
+    index = held if isinstance(held, int) else card.index if card else -1
+    return {"index": index, "uuid": held if isinstance(held, str) else card.uuid if card else "", "proof": ""}
+
+
+def _card(seen: GpuSeen) -> GpuStatus:
+    made: GpuStatus = {
+        "index": seen.index,
+        "uuid": seen.uuid,
+        "proof": "",
+        "name": seen.name,
+        "total_mib": seen.total_mib,
+        "used_mib": seen.used_mib,
+        "mig": seen.mig,
+        "holders": list(seen.holders),
+    }
+    if seen.error:
+        made["error"] = seen.error
+    return made
 
 
 def _host_state(host: Host) -> str:
@@ -123,8 +144,12 @@ def _host(host: Host, asof: float, wall: Wall) -> HostStatus:
         "state": _host_state(host),
         "asof": asof if host.up else wall(host.since_s),
         "boot_id": host.boot_id,
-        "gpus": [],
+        "gpus": [_card(seen) for seen in host.gpus],
     }
+    if host.gpus_s is not None:
+        made["gpus_asof"] = wall(host.gpus_s)
     if not host.up:
         made["reason"] = host.why
+    elif host.gpus_error:
+        made["reason"] = f"its GPUs cannot be seen: {host.gpus_error}"
     return made

@@ -35,6 +35,5 @@ def host_facts(base: str) -> Dict[str, Any]:
         "python_version": "%d.%d.%d" % sys.version_info[:3],
         "uid": os.getuid(),
         "login": kept,
-        "gpus": [],
         "now_ms": wall_ms(),
     }

@@ -19,7 +19,7 @@ from supervisor.core.facts import Fact, HostFound, HostLost, Told
 from supervisor.errors import HostRefused, HostUnreachable
 from supervisor.plan.launch import HostFacts
 from supervisor.probes.ask import HttpRequest
-from supervisor.runtime.parse import host_facts, run_state
+from supervisor.runtime.parse import gpus_seen, host_facts, run_state
 from supervisor.transport.base import Channel, Transport
 
 VERSION = 1
@@ -152,6 +152,8 @@ class HostLink:
                 self.facts = host_facts(hello, int(time.time() * 1000))
                 runs = tuple(run_state(run) for run in hello["runs"])
                 await self._tell(HostFound(self.name, runs, self.facts.boot_id))
+            elif "gpus" in said:
+                await self._tell(gpus_seen(self.name, _mapping(said["gpus"])))
             elif "refused" in said:
                 raise HostRefused(f"{self.name}: {said['refused']}")
         raise HostUnreachable(f"the line to {self.name} ended")

@@ -27,6 +27,7 @@ class Trouble:
 def troubles(status: Status) -> list[Trouble]:
     """Earliest cause first; what has no time comes last."""
     found = [*controller(status), *(silent_host(status, h) for h in silent(status)), *processes(status)]
+    found += [ailing_host(h) for h in status["hosts"] if h["state"] == "up" and h.get("reason")]
     found += unplaced(status)
     return sorted(found, key=lambda t: (t.at is None, t.at or 0.0))
 
@@ -55,6 +56,12 @@ def silent_host(status: Status, host: HostStatus) -> Trouble:
         says += f" What runs there is unknown, not dead: {names}{f' (last known: {listing(was)})' if was else ''}."
     about_names = {host["name"], *(p["name"] for p in there), *(p["service"] for p in there)}
     return Trouble(heard, frozenset(about_names), says, next=(f"ssh {name} true", "noray status --all"))
+
+
+def ailing_host(host: HostStatus) -> Trouble:
+    """It answers, but something of it does not."""
+    says = f"Host {plain(host['name'])} is up, but {plain(host.get('reason', ''))}. What runs there goes on."
+    return Trouble(host.get("gpus_asof"), frozenset({host["name"]}), says, next=("noray doctor gpu",))
 
 
 def processes(status: Status) -> Iterable[Trouble]:
