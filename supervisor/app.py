@@ -217,7 +217,8 @@ class Controller:
             async for _ in self.changes():
                 asked = [h for h in self.fleet.hosts.values() if h.up or h.why != NOT_YET_ASKED]
                 moving = [p for p in self.fleet.processes.values() if p.state in (State.PENDING, State.STARTING)]
-                if self.fleet.hosts and len(asked) == len(self.fleet.hosts) and not moving:
+                blind = [h for h in asked if h.up and h.gpus_s is None]
+                if self.fleet.hosts and len(asked) == len(self.fleet.hosts) and not moving and not blind:
                     break
         return self.snapshot()
 

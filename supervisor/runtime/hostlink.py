@@ -19,7 +19,7 @@ from supervisor.core.facts import Fact, HostFound, HostLost, LogoutTold, Told
 from supervisor.errors import HostRefused, HostUnreachable, Superseded
 from supervisor.plan.launch import HostFacts
 from supervisor.probes.ask import HttpRequest
-from supervisor.runtime.parse import host_facts, logout, run_state
+from supervisor.runtime.parse import gpus_seen, host_facts, logout, run_state
 from supervisor.transport.base import Channel, Transport
 
 VERSION = 1
@@ -168,6 +168,8 @@ class HostLink:
                 await self._tell(LogoutTold(self.name, logout(_mapping(said["logout"]))))
             elif "ask" in said:
                 self.post({"op": "ping", "n": 0})  # somebody wants to know whether we live
+            elif "gpus" in said:
+                await self._tell(gpus_seen(self.name, _mapping(said["gpus"])))
             elif "refused" in said:
                 raise self._refusal(str(said["refused"]), said.get("holder"), found)
         raise HostUnreachable(f"the line to {self.name} ended")
