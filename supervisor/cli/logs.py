@@ -34,7 +34,7 @@ from supervisor.transport.base import MAX_CHANNELS
 OPEN_S = 15.0
 LINES = 50
 WINDOW_S = 0.3  # following: how late a line may come and still find its place; hosts look every 0.1 s
-BACKLOG_S = 3.0  # following: nobody waits longer for the backlog of a slow host
+BACKLOG_S = 3.0  # following: when the first host has told its backlog, nobody waits longer for the slowest
 SKEW_MS = 1000  # clocks further apart than this are worth a word
 
 
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     state = choose(args.deployment)
     plan = state.load().plan()
-    return anyio.run(_run, args, plan, _meant(plan, args.names))
+    return anyio.run(show, args, plan, _meant(plan, args.names))
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -63,7 +63,8 @@ def _meant(plan: Plan, asked: list[str]) -> list[str]:
     return names
 
 
-async def _run(args: argparse.Namespace, plan: Plan, names: list[str]) -> int:
+async def show(args: argparse.Namespace, plan: Plan, names: list[str]) -> int:
+    """Until there is no more, or Ctrl-C. The exit code: 1 if something asked for could not be had."""
     transports: dict[tuple[str, int], Transport] = {}
     count: dict[str, int] = {}
     last = args.lines if args.lines is not None else LINES if args.since is None else None
@@ -114,7 +115,7 @@ class Screen:
         width = max(map(len, names)) if self.several else 0
         self._printed = Printed(here.width is not None, here.colour, width, order)
         self._closed = False
-        self._news, self._freed = anyio.Event(), anyio.Event()
+        self._news, self._freed, self._first_live = anyio.Event(), anyio.Event(), anyio.Event()
 
     async def add(self, name: str, lines: list[Line]) -> None:
         """Waits while too much of this process is already waiting: then its host waits too."""
@@ -126,9 +127,11 @@ class Screen:
     def is_live(self, *names: str) -> None:
         for name in names:
             self._merged.is_live(name)
+        self._first_live.set()
         self._news.set()
 
     async def give_up_waiting(self) -> None:
+        await self._first_live.wait()
         await anyio.sleep(BACKLOG_S)
         self.is_live(*self._names)
 
