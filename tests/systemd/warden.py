@@ -121,6 +121,7 @@ def furnish(upper: Path, spec: dict[str, Any]) -> None:
     write("etc/hostname", spec["name"] + "\n")
     write("etc/machine-id", uuid.uuid4().hex + "\n")
     passwd, shadow, group = (Path("/etc", name).read_text() for name in ("passwd", "shadow", "group"))
+    write("root/.ssh/authorized_keys", spec["authorized"])
     for name, (uid, lingers) in spec["users"].items():
         passwd += f"{name}:x:{uid}:{uid}::/home/{name}:/bin/sh\n"
         shadow += f"{name}:*:19000:0:99999:7:::\n"
