@@ -28,7 +28,7 @@ NEEDED = {
     "/lib/systemd/systemd": "systemd",
     "/usr/bin/dbus-daemon": "dbus",
     "/usr/lib/systemd/user/dbus.socket": "dbus-user-session",
-    "/usr/share/dbus-1/system-services/org.freedesktop.PolicyKit1.service": "policykit-1",
+    "/usr/share/dbus-1/system-services/org.freedesktop.PolicyKit1.service": "polkitd",
     "/usr/share/pam-configs/systemd": "libpam-systemd",
     "/usr/sbin/sshd": "openssh-server",
     PYTHON: "python3",

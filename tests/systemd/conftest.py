@@ -8,16 +8,25 @@ from pathlib import Path
 
 import pytest
 
-from tests.systemd.bed import NEEDED, Machine, booted
+from tests.systemd.bed import NEEDED, Machine, User, booted
 
-# Distinct users for distinct questions: a verdict may depend on who is logged in.
-USERS = {"lingers": (7001, True), "leaves": (7002, False), "guest": (7003, False), "serves": (7004, False)}
+USERS: dict[str, User] = {
+    "lingers": (7001, True), "leaves": (7002, False), "serves": (7003, False),  # log out, and stay out
+    "resident": (7004, True), "guest": (7005, False),  # come and go meanwhile
+}  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.root)
+    """Who needs the cut comes first, who needs it to be long ago comes last: the others run while that time passes."""
+    mine = [number for number, item in enumerate(items) if Path(__file__).parent in item.path.parents]
+
+    def turn(item: pytest.Item) -> int:
+        used = getattr(item, "fixturenames", ())
+        return 2 if "later" in used else 0 if "cut" in used else 1
+
+    for number, item in zip(mine, sorted((items[number] for number in mine), key=turn), strict=True):
+        item.add_marker(pytest.mark.root)
+        items[number] = item
 
 
 @pytest.fixture(scope="session")
@@ -28,9 +37,7 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Mac
     missing = sorted({package for path, package in NEEDED.items() if not os.path.exists(path)})
     if missing:
         pytest.skip(f"no systemd to boot: apt-get install {' '.join(missing)}")
-    made = {
-        kills: Machine(tmp_path_factory.mktemp("machine") / kills, f"KillUserProcesses={kills}", USERS)
-        for kills in ("no", "yes")
-    }
+    place = tmp_path_factory.mktemp("machine")
+    made = {kills: Machine(place / kills, f"KillUserProcesses={kills}", USERS) for kills in ("no", "yes")}
     with booted(*made.values()):
         yield made

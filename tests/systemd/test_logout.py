@@ -1,7 +1,7 @@
 """The link is cut and the last session ends: either what ran is there 20 s later, or it had never been started.
 
-Over KillUserProcesses (two machines) and linger (two users of each), beside root, and beside one who took the remedy. All wait
-the same 20 s: logind stops a user's manager 10 s after the last logout (UserStopDelaySec).
+Over KillUserProcesses (two machines) and linger (two users of each), beside root, and beside one who took the remedy. All share
+one wait of 20 s: logind stops a user's manager 10 s after the last logout (UserStopDelaySec). The other tests fill it.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
@@ -31,68 +31,66 @@ VERDICT = "import json, sys; sys.path.insert(0, '/opt'); from noray_host import 
 IN_A_SCOPE = r"/user\.slice/.*/user@\d+\.service/app\.slice/noray-.*\.scope(/.*)?"
 IN_ITS_SESSION = r"/user\.slice/.*/session-[^/]+\.scope(/.*)?"
 
-Case = tuple[str, str, str]
-LIVES: dict[Case, str] = {  # (KillUserProcesses, user, run): where its keeper is
+Case = tuple[str, str, str]  # KillUserProcesses, user, run
+LIVES: dict[Case, str] = {  # and where it is
     ("no", "lingers", "r-lingers"): IN_A_SCOPE,
     ("no", "leaves", "r-leaves"): IN_ITS_SESSION,
     ("yes", "lingers", "r-lingers"): IN_A_SCOPE,
     ("yes", "leaves", "after-remedy"): IN_A_SCOPE,
-    ("yes", "root", "r-root"): IN_ITS_SESSION,  # by KillExcludeUsers
+    ("yes", "root", "r-root"): IN_ITS_SESSION,  # logind spares root by default
 }
 REFUSED: Case = ("yes", "leaves", "before-remedy")
+each_that_lives = pytest.mark.parametrize("case", LIVES, ids="-".join)
 
 
 @dataclass
-class Seen:
-    """Of one case, from outside."""
+class Cut:
+    """What was said and seen before the links were cut, and when nobody was logged in any more."""
 
-    state: Message  # as its keeper told it before the cut
-    cgroup: str = ""  # of its keeper, before the cut
-    worker: bool = False  # there 20 s after
-    file: bool = False
-
-
-@dataclass
-class Story:
-    cases: dict[Case, Seen]
-    verdict: Message  # of who was refused, before the remedy
-    healed: Message  # and after it, over the same link
-    sessionless: Message  # the verdict of a system service with User=
-    sessionless_lives: bool
-    sessionless_file: bool
+    states: dict[Case, Message] = field(default_factory=dict)
+    cgroups: dict[Case, str] = field(default_factory=dict)
+    verdict: Message = field(default_factory=dict)  # told to who was refused
+    healed: Message = field(default_factory=dict)  # told to the same after the remedy, over the same link
+    sessionless: Message = field(default_factory=dict)  # what it would be under a unit with User=
+    service: int = 0  # the process of such a unit
+    at: float = 0.0
+    logged_out: tuple[tuple[str, str], ...] = ()
 
 
-@pytest.fixture(scope="module")
-def story(machines: dict[str, Machine]) -> Iterator[Story]:
+@pytest.fixture(scope="session")
+def cut(machines: dict[str, Machine]) -> Cut:
+    made = Cut()
     lines = {(kills, user): machines[kills].controller(user) for kills, user, _ in LIVES}
-    said = {key: line.hello() for key, line in lines.items()}
-    cases = {REFUSED: Seen(start(lines["yes", "leaves"], REFUSED))}
-    verdict = said["yes", "leaves"]["logout"]
-    machines["yes"].ssh("leaves", verdict["remedy"])
+    for line in lines.values():
+        line.hello()
+    made.verdict = lines[REFUSED[:2]].logout
+    made.states[REFUSED] = start(lines[REFUSED[:2]], REFUSED)
+    machines["yes"].ssh("leaves", made.verdict["remedy"])
     for case in LIVES:
-        cases[case] = Seen(start(lines[case[:2]], case))
-        machine = machines[case[0]]
-        if cases[case].state["phase"] == "running":
-            wait_for(file_of(machine, case).exists, "the worker's file")
-            cases[case].cgroup = machine.cgroup(cases[case].state["pid"])
-    healed = lines["yes", "leaves"].logout
-    sessionless, service = outside_any_session(machines["no"])
-
+        state = made.states[case] = start(lines[case[:2]], case)
+        if state["phase"] == "running":
+            wait_for(held_by(machines[case[0]], case).exists, "the worker's file")
+            made.cgroups[case] = machines[case[0]].cgroup(state["pid"])
+    made.healed = lines[REFUSED[:2]].logout
+    made.sessionless, made.service = outside_any_session(machines["no"])
+    machines["no"].ssh("serves", "true")
     for line in lines.values():
         line.kill()
-    machines["no"].ssh("serves", "true")
-    everybody = [*lines, ("no", "serves")]
-    for kills, user in everybody:
-        wait_for(lambda m=machines[kills], u=user: not m.logged_in(u), f"nobody is logged in as {user}", 30)  # type: ignore[misc]
-    time.sleep(PASS_S)  # that in 20 s nothing happens is the statement
-    assert not [user for kills, user in everybody if machines[kills].logged_in(user)]
+    made.logged_out = (*lines, ("no", "serves"))
+    wait_for(lambda: not logged_in(machines, made), "the last of them is logged out")
+    made.at = time.monotonic()
+    return made
 
-    for case, seen in cases.items():
-        machine, pid = machines[case[0]], seen.state["pid"]
-        seen.worker = bool(pid) and machine.alive(pid)
-        seen.file = file_of(machine, case).exists()
-    alive = machines["no"].alive(service)
-    yield Story(cases, verdict, healed, sessionless, alive, machines["no"].file("/dev/shm/of-service").exists())
+
+@pytest.fixture(scope="session")
+def later(machines: dict[str, Machine], cut: Cut) -> None:
+    """20 s after the cut; that nothing happens in them is the statement, hence a wait for time."""
+    time.sleep(max(0.0, cut.at + PASS_S - time.monotonic()))
+    assert not logged_in(machines, cut)
+
+
+def logged_in(machines: dict[str, Machine], cut: Cut) -> list[str]:
+    return [user for kills, user in cut.logged_out if machines[kills].logged_in(user)]
 
 
 def start(line: Controller, case: Case) -> Message:
@@ -100,12 +98,12 @@ def start(line: Controller, case: Case) -> Message:
     return line.start(run, [PYTHON, "-I", "-S", "-c", WORKER, f"{user}-{run}"], process=f"{user}-0")
 
 
-def file_of(machine: Machine, case: Case):  # type: ignore[no-untyped-def]
+def held_by(machine: Machine, case: Case) -> Path:
     return machine.file(f"/dev/shm/{case[1]}-{case[2]}")
 
 
 def outside_any_session(machine: Machine) -> tuple[Message, int]:
-    """What noray would be under a unit with User=, or under an sshd without PAM: its verdict, and a process that holds a file."""
+    """The verdict in a unit with User= (an sshd without PAM is the same), and the process of such a unit that holds a file."""
     shutil.copytree(PACKAGE, machine.file("/opt/noray_host"), ignore=shutil.ignore_patterns("__pycache__"))
     verdict = machine.inside("systemd-run", "-q", "--pipe", "--wait", "-p", "User=serves", PYTHON, "-I", "-c", VERDICT)
     machine.inside("systemd-run", "-q", "-u", "holder", "-p", "User=serves", PYTHON, "-I", "-c", WORKER, "of-service")
@@ -113,54 +111,52 @@ def outside_any_session(machine: Machine) -> tuple[Message, int]:
     return json.loads(verdict), int(machine.inside("systemctl", "show", "holder", "-p", "MainPID", "--value"))
 
 
-@pytest.mark.parametrize("case", LIVES, ids="-".join)
-def test_worker_and_file_outlive_the_logout(story: Story, case: Case) -> None:
-    seen = story.cases[case]
-    assert seen.state["phase"] == "running", seen.state
-    assert seen.worker
-    assert seen.file
-    assert re.fullmatch(LIVES[case], seen.cgroup), seen.cgroup
+def test_what_could_not_outlive_its_login_was_refused_with_the_remedy(machines: dict[str, Machine], cut: Cut) -> None:
+    state = cut.states[REFUSED]
+    assert (state["phase"], state["exit"]["cause"]) == ("gone", "logout")
+    assert cut.verdict["survives"] is False
+    assert cut.verdict["remedy"] == "loginctl enable-linger leaves"
+    assert cut.verdict["remedy"] in state["exit"]["message"]
+    assert not held_by(machines["yes"], REFUSED).exists()
 
 
-def test_what_could_not_outlive_it_was_refused_with_the_remedy(story: Story) -> None:
-    seen = story.cases[REFUSED]
-    assert seen.state["phase"] == "gone"
-    assert seen.state["exit"]["cause"] == "logout"
-    assert "loginctl enable-linger leaves" in seen.state["exit"]["message"]
-    assert not seen.file
-    assert story.verdict["survives"] is False
-    assert story.verdict["remedy"] == "loginctl enable-linger leaves"
+def test_the_remedy_is_noticed(cut: Cut) -> None:
+    assert cut.healed["survives"] is True
+    assert not cut.healed["remedy"]
 
 
-def test_the_remedy_is_noticed(story: Story) -> None:
-    assert story.healed["survives"] is True
-    assert not story.healed["remedy"]
+@each_that_lives
+def test_worker_and_file_outlive_the_logout(machines: dict[str, Machine], cut: Cut, later: None, case: Case) -> None:
+    state = cut.states[case]
+    assert state["phase"] == "running", state
+    assert machines[case[0]].alive(state["pid"])
+    assert held_by(machines[case[0]], case).exists()
+    assert re.fullmatch(LIVES[case], cut.cgroups[case])
 
 
-def test_outside_any_session_only_shared_memory_is_lost(story: Story) -> None:
+def test_outside_any_session_only_shared_memory_is_lost(machines: dict[str, Machine], cut: Cut, later: None) -> None:
     """RemoveIPC=yes, the default: the warning says so, and it is true."""
-    assert story.sessionless["survives"] is True
-    assert "/dev/shm" in story.sessionless["why"]
-    assert story.sessionless["remedy"] == "loginctl enable-linger serves"
-    assert story.sessionless_lives
-    assert not story.sessionless_file
+    assert cut.sessionless["survives"] is True
+    assert "/dev/shm" in cut.sessionless["why"]
+    assert cut.sessionless["remedy"] == "loginctl enable-linger serves"
+    assert machines["no"].alive(cut.service)
+    assert not machines["no"].file("/dev/shm/of-service").exists()
 
 
-@pytest.mark.parametrize("case", LIVES, ids="-".join)
+@each_that_lives
 def test_the_next_controller_adopts_it_and_a_stop_leaves_nothing(
-    story: Story, machines: dict[str, Machine], case: Case
+    machines: dict[str, Machine], cut: Cut, later: None, case: Case
 ) -> None:
     kills, user, run = case
-    machine = machines[kills]
-    line = machine.controller(user)
+    machine, line = machines[kills], machines[kills].controller(user)
     line.hello()
     state = line.runs[run]
     assert (state["phase"], state["heir"], state["notes"]) == ("running", False, [])
-    assert state["pid"] == story.cases[case].state["pid"]
+    assert state["pid"] == cut.states[case]["pid"]
     assert line.stop(run)["exit"]["asked"]
     assert not machine.alive(state["pid"])
+    assert not held_by(machine, case).exists()
     wait_for(lambda: not machine.titled("", run), "its keeper and pump are gone")
-    assert not file_of(machine, case).exists()
     assert f"{user}-0" not in machine.file("/proc/1/net/unix").read_text()  # its claims
-    if re.fullmatch(IN_A_SCOPE, story.cases[case].cgroup):
+    if LIVES[case] is IN_A_SCOPE:
         wait_for(lambda: not machine.scopes(user), "its scope is gone")

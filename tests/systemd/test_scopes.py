@@ -42,41 +42,41 @@ def test_noray_up_says_what_to_run_there(machines: dict[str, Machine], tmp_path:
     status = json.loads(machine.noray("status", "--json", cwd=tmp_path).stdout)
     assert {p["state"] for p in status["processes"]} == {"failed"}
     assert status["hosts"][0]["logout"]["remedy"] == "loginctl enable-linger guest"
-    for said in (done.stderr, machine.noray("why", cwd=tmp_path).stdout, machine.noray("why", "gpu01", cwd=tmp_path).stdout):
+    for said in (done.stderr, machine.noray("why", "gpu01", cwd=tmp_path).stdout):
         assert "loginctl enable-linger guest" in " ".join(said.split()), said
 
 
 def test_a_scope_goes_with_its_run(machines: dict[str, Machine]) -> None:
     machine = machines["no"]
-    line = machine.controller("lingers")
+    line = machine.controller("resident")
     line.hello()
-    fifo = machine.file("/run/user/7001/go")
+    fifo = machine.file("/run/user/7004/go")
     os.mkfifo(fifo)
-    state = line.start("brief", ["cat", "/run/user/7001/go"], process="brief-0")
+    state = line.start("brief", ["cat", "/run/user/7004/go"], process="brief-0")
     assert re.fullmatch(IN_A_SCOPE, machine.cgroup(state["pid"]))
-    assert any("brief-0" in scope for scope in machine.scopes("lingers"))
+    assert any("brief-0" in scope for scope in machine.scopes("resident"))
     fifo.write_text("go")
     assert line.state("brief", "gone")["exit"]["code"] == 0
-    wait_for(lambda: not any("brief-0" in scope for scope in machine.scopes("lingers")), "its scope is gone")
+    wait_for(lambda: not any("brief-0" in scope for scope in machine.scopes("resident")), "its scope is gone")
 
 
 def test_systemd_ends_a_scope_by_an_orderly_stop(machines: dict[str, Machine]) -> None:
     """It sends SIGTERM to all in it at once: the keeper's is an orderly stop, so the record says it was asked for."""
     machine = machines["no"]
-    line = machine.controller("lingers")
+    line = machine.controller("resident")
     line.hello()
     line.start("halted", SLEEP, process="halted-0")
-    (scope,) = [name for name in machine.scopes("lingers") if "halted-0" in name]
-    machine.as_user("lingers", "systemctl", "--user", "stop", scope)
+    (scope,) = [name for name in machine.scopes("resident") if "halted-0" in name]
+    machine.as_user("resident", "systemctl", "--user", "stop", scope)
     ended = line.state("halted", "gone")
     assert ended["asked"]
     assert not ended["heir"]
-    wait_for(lambda: scope not in machine.scopes("lingers"), "the scope is gone")
+    wait_for(lambda: scope not in machine.scopes("resident"), "the scope is gone")
 
 
 def test_an_heir_goes_where_it_outlives_its_link(machines: dict[str, Machine]) -> None:
     machine = machines["yes"]
-    line = machine.controller("lingers")
+    line = machine.controller("resident")
     line.hello()
     state = line.start("orphan", SLEEP, process="orphan-0")
     helpers = [*machine.titled("pump", "orphan"), *machine.titled("keeper", "orphan")]
@@ -87,10 +87,10 @@ def test_an_heir_goes_where_it_outlives_its_link(machines: dict[str, Machine]) -
     assert re.fullmatch(IN_A_SCOPE, machine.cgroup(heir))
     assert machine.alive(state["pid"])
     line.stop("orphan")
-    wait_for(lambda: not any("orphan-0" in scope for scope in machine.scopes("lingers")), "both scopes are gone")
+    wait_for(lambda: not any("orphan-0" in scope for scope in machine.scopes("resident")), "both scopes are gone")
 
 
-@pytest.mark.parametrize("user", ["root", "leaves"])
+@pytest.mark.parametrize("user", ["root", "guest"])
 def test_whom_the_kernel_kills_first(machines: dict[str, Machine], user: str) -> None:
     """Out of memory, the worker goes before those that clean up after it. Protecting a keeper takes a capability."""
     machine = machines["no"]
