@@ -25,7 +25,7 @@ PLACE = Path("/run")  # in our own mount namespace: whatever is mounted here, on
 CGROUPS = PLACE / "cgroups"
 DISK = PLACE / "disk"
 PREFIX = "noray-test-machine-"
-STALE_S = 600.0
+STALE_S = 60.0
 
 # What may not be done to the kernel that all share.
 FORBIDDEN = ",".join(f"-{cap}" for cap in ("sys_module", "sys_time", "sys_rawio", "mac_admin", "mac_override", "audit_control"))
