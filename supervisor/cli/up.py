@@ -119,7 +119,7 @@ class Session:
                     down = word(seen) == "STOPPED"
                     if self._ending is not None:
                         break
-                    if not told:
+                    if seen["processes"] and not told:
                         told = True
                         self._tell_of_holds(seen)
                     if seen["ready"] and not ready_once:
