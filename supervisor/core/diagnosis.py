@@ -50,6 +50,8 @@ REFUSALS = {
 
 def diagnose(ended: Exit, tail: str) -> Cause:
     """`tail`: the last lines of the log. Any exit nobody asked for is a failure, exit code 0 included."""
+    if ended.cause == "gpu":  # a stranger may leave, memory may come back: in words that name them
+        return Cause(ended.message or "its GPUs cannot be had", Retry.BACKOFF)
     refusal = REFUSALS.get(ended.cause)
     if refusal is not None:
         return refusal

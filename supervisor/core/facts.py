@@ -15,8 +15,17 @@ class Phase(enum.StrEnum):
 
     RUNNING = "running"
     ENDED = "ended"  # the leader is gone, its tree is not
-    STUCK = "stuck"  # SIGKILL did not end the tree within its deadline
+    STUCK = "stuck"  # SIGKILL did not end the tree within its deadline, or its GPUs have not got their memory back
     GONE = "gone"  # the tree is proven empty, its claims have fallen
+
+
+@dataclass(frozen=True, slots=True)
+class RunGpu:
+    """A GPU that a run has claimed. `proof` that it sits there, by NVML: proved, refuted, cannot tell; "" = too early."""
+
+    index: int
+    uuid: str
+    proof: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +39,13 @@ class RunState:
     sid: int | None = None
     started_ms: int | None = None
     ports: Mapping[str, int] = field(default_factory=dict)
-    gpus: tuple[str, ...] = ()
+    gpus: tuple[RunGpu, ...] = ()
+    gpu_note: str = ""  # why the proof is what it is
     launch_hash: str = ""
     exit: Exit | None = None
     stop_step: str | None = None
     stop_until_ms: int | None = None
+    left: tuple[str, ...] = ()  # what is in the way of its end: processes that SIGKILL does not end, memory not given back
     fenced_ms: int | None = None
     notes: tuple[str, ...] = ()
     asked: bool = False

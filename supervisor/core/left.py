@@ -16,7 +16,7 @@ def left_over(fleet: Fleet, names: Collection[str] = ()) -> list[str]:
         if p.state is State.UNKNOWN and not host.up:
             left.append(f"not known: {name} ({host.name} does not answer: {host.why})")
         elif p.state is State.STUCK and p.seen and p.seen.stop_step == "gpu_held":
-            left.append(f"still held: GPU memory of {name} on {p.wanted.host}, by no process any more")
+            left.append(f"still held: {name} on {p.wanted.host}: {p.reason}")
         elif p.state not in AT_REST:
             left.append(f"still running: {name}{_where(p)}: {p.state}, {p.reason}")
     ending = {p.wanted.name for p in _meant(fleet, names)}

@@ -160,7 +160,9 @@ def ended(process: Process, body: Body, now_s: float) -> Step:
 
 def stuck(process: Process, body: Body, now_s: float) -> Step:
     assert isinstance(body, RunState)
-    return to(replace(process, seen=body, last_known=None), State.STUCK, "SIGKILL does not end it", now_s), ()
+    where = "its GPUs have not got their memory back" if body.stop_step == "gpu_held" else "SIGKILL does not end it"
+    reason = ": ".join((where, "; ".join(body.left))) if body.left else where
+    return to(replace(process, seen=body, last_known=None), State.STUCK, reason, now_s), ()
 
 
 def gone(process: Process, body: Body, now_s: float) -> Step:
@@ -179,7 +181,7 @@ def gone(process: Process, body: Body, now_s: float) -> Step:
     decision = process.wanted.restart.decide(process.restarts_s, now_s, cause, process.was_ready, chance(body.run))
     match decision:
         case GiveUp(reason):
-            detail = f": {last}" if last.message else ""
+            detail = f": {last}" if last.message and last.message not in reason else ""
             return to(process, State.FAILED, reason + detail, now_s), (unwatch,)
         case Again(delay_s, reason):
             process = replace(process, restarts_s=(*process.restarts_s, now_s), restarts=process.restarts + 1)
@@ -272,7 +274,7 @@ ROWS: Mapping[State, Mapping[Event, Handler]] = {
                 E.LOST: waiting_lost, E.ABSENT: ignore},
     S.FAILED: {E.RUNNING: running, E.ENDED: ended, E.STUCK: stuck, E.GONE: ignore, E.PROBED: ignore, E.DUE: ignore,
                E.LOST: lost_at_rest, E.ABSENT: ignore},
-    S.STUCK: {E.RUNNING: ignore, E.ENDED: ignore, E.STUCK: ignore, E.GONE: gone, E.PROBED: ignore, E.DUE: ignore,
+    S.STUCK: {E.RUNNING: ignore, E.ENDED: ignore, E.STUCK: stuck, E.GONE: gone, E.PROBED: ignore, E.DUE: ignore,
               E.LOST: lost, E.ABSENT: vanished},
     S.UNKNOWN: {E.RUNNING: running, E.ENDED: ended, E.STUCK: stuck, E.GONE: gone, E.PROBED: ignore, E.DUE: ignore,
                 E.LOST: ignore, E.ABSENT: vanished},
@@ -286,7 +288,7 @@ def at_rest(process: Process, state: RunState | None, now_s: float) -> Process:
         last = state.exit if state else None
         return to(replace(process, up=False, last_exit=last), State.STOPPED, "", now_s)
     cause = diagnose(state.exit, state.tail).text
-    detail = f": {state.exit}" if state.exit.message else ""
+    detail = f": {state.exit}" if state.exit.message and state.exit.message not in cause else ""
     process = replace(process, run=state.run, seen=state, last_exit=state.exit, tail=state.tail)
     return to(process, State.FAILED, cause + detail, now_s)
 

@@ -68,7 +68,8 @@ class ProcessStatus(TypedDict):
     stage: NotRequired[str]  # how far a start has come: "importing", "registered, not proven"
     log_tail: NotRequired[list[str]]  # the last lines it wrote, where its state makes them worth reading
     notes: NotRequired[list[str]]  # what befell its keeper and its pump
-    stop_step: NotRequired[str]  # of the stop ladder: term_leader, term_rest, kill, stuck
+    gpu_note: NotRequired[str]  # why it cannot be told whether it sits on its own GPUs
+    stop_step: NotRequired[str]  # of the stop ladder: term_leader, term_rest, kill, stuck, gpu_return, gpu_held
     stop_until: NotRequired[float]  # when the next step comes
     held: NotRequired[HeldStatus]  # stopped by hand, and so until `noray start`
 

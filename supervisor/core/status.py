@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from .exit import Exit
+from .facts import RunGpu
 from .fleet import NOT_YET_ASKED, Fleet, Host
 from .hand import held_by
 from .process import Process, State
@@ -82,7 +83,7 @@ def _process(p: Process, wall: Wall) -> ProcessStatus:
         "run": p.run or None,
         "pid": seen.pid if seen else None,
         "sid": seen.sid if seen else None,
-        "gpus": [_gpu(uuid) for uuid in seen.gpus] if seen else [],
+        "gpus": [_gpu(gpu) for gpu in seen.gpus] if seen else [],
         "ports": dict(seen.ports) if seen else {},
         "restarts": p.restarts,
         "since": wall(p.since_s),
@@ -99,6 +100,8 @@ def _process(p: Process, wall: Wall) -> ProcessStatus:
     if seen and seen.stop_step and seen.stop_until_ms:
         made["stop_step"] = seen.stop_step
         made["stop_until"] = seen.stop_until_ms / 1000
+    if seen and seen.gpu_note:
+        made["gpu_note"] = seen.gpu_note
     return made
 
 
@@ -110,8 +113,8 @@ def _exit(last: Exit) -> ExitStatus:
     return made
 
 
-def _gpu(uuid: str) -> GpuStatus:
-    return {"index": -1, "uuid": uuid, "proof": ""}
+def _gpu(gpu: RunGpu) -> GpuStatus:
+    return {"index": gpu.index, "uuid": gpu.uuid, "proof": gpu.proof}
 
 
 def _host_state(host: Host) -> str:

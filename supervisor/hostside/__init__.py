@@ -18,7 +18,9 @@ Files, in the order a start passes through them:
     ports.py    choose, bind-test, who has   fence.py    out of Dynamo's routing, at once
     procfs.py   /proc, read once, in one way http.py     one HTTP request without blocking the link
     output.py   the keeper's end of the pump  fencing.py when it is fenced, and how often
-    facts.py    what a host says of itself
+    facts.py    what a host says of itself     gpus.py   its GPUs, who holds them, what follows (pure)
+    nvml.py     NVML, asked in a child        aside.py  work that may hang, in a child with a deadline
+    holders.py  who holds a GPU, by /proc
     tail.py     stream a log over a channel of its own
 """
 

@@ -11,7 +11,7 @@ import socket
 import time
 from typing import Any, Dict, List, Optional
 
-from . import claims, procfs, spawn
+from . import cgroup, claims, lending, procfs, spawn
 from .keeper import Keeper
 from .reactor import Lines, Reactor
 from .rundir import Run
@@ -77,16 +77,21 @@ def _prepare(run: Run, spec: Dict[str, Any], held: spawn.Held, lock: int) -> Kee
 
 def _bear(keeper: Keeper, env: Dict[str, str]) -> None:
     run, spec, record = keeper.run, keeper.spec, keeper.record
+    group = cgroup.make(run)
     child = spawn.fork_child(run, spec, env, keeper.held.ports)
     try:
+        if group is not None and not group.take(child.pid):
+            group.remove()
+            group = None
         spawn.reached("forked")
         record.update(
             pid=child.pid, start=child.start, sid=child.pid, at=wall_ms(), boot=procfs.boot_id(),
-            pidns=procfs.pid_namespace(), gpus=spec.get("gpus", []), argv_digest=spec.get("argv_digest"),
+            pidns=procfs.pid_namespace(), gpus=[one._asdict() for one in keeper.held.gpus], argv_digest=spec.get("argv_digest"),
+            cgroup=group.path if group is not None else None,
         )  # fmt: skip
         run.write("run.json", record)
         spawn.reached("recorded")
-        keeper.own(child.pid, child.start)
+        keeper.own(child.pid, child.start, group)
         why = spawn.release(child)
     except BaseException:
         spawn.abandon(child)
@@ -119,7 +124,8 @@ def adopt_abandoned(run: Run, record: Dict[str, Any], lock: int) -> None:
         unlink_channels(run)
         return
     held: List[socket.socket] = []
-    for name in spawn.claim_names(run, spec, record.get("ports", {})):
+    lent = lending.recorded(record)
+    for name in spawn.claim_names(run, lent, record.get("ports", {})):
         try:
             held.append(_hold_patiently(name))
         except claims.Held as other:
@@ -128,7 +134,7 @@ def adopt_abandoned(run: Run, record: Dict[str, Any], lock: int) -> None:
     spawn.share_lock(run.base)
     become_subreaper()
     title(run, "heir")
-    heir = Keeper(run, spec, spawn.Held(held, listener, record.get("ports", {})), lock, record, heir=True)
+    heir = Keeper(run, spec, spawn.Held(held, listener, record.get("ports", {}), lent), lock, record, heir=True)
     for text in notes:
         heir.note(text)
     heir.live()

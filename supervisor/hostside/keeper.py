@@ -13,18 +13,21 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import time
 from typing import Any, Callable, Dict, List, Optional
 
-from . import claims, ladder, procfs, pump, spawn
+from . import claims, gpus, ladder, procfs, pump, roster, spawn
+from .cgroup import Cgroup
+from .ending import Ending
 from .fencing import Fencing
+from .lending import Lending
 from .output import Output
-from .reactor import READ, Lines, Reactor, Timer
+from .reactor import READ, Lines, Reactor
+from .roster import Roster
 from .rundir import Run
 from .runstate import close_unborn, fence_target, run_state, title, unlink_channels, wall_ms
+from .shm import Segments
 from .tree import Tree, become_subreaper, pidfd_open
 
-SWEEP_S = 0.02  # how often an ending tree is looked at
 HEIR_LOOK_S = 0.2  # how often an heir looks at a leader for which the kernel has no pidfd
 NOTES_KEPT = 20
 
@@ -42,18 +45,24 @@ class Keeper:
     ) -> None:
         self.run, self.spec, self.held, self.lock, self.record, self.heir = run, spec, held, lock, record, heir
         self.reactor = Reactor()
-        self.tree = Tree(record["pid"], record["start"], record["sid"], parent=not heir)
-        self.ladder = ladder.Ladder(term_s=float(spec.get("term_s", 30.0)))
-        self.timer: Optional[Timer] = None
+        self.tree = roster.follower(run, record) if heir else Tree(0, 0, 0, parent=True)
+        self.segments = Segments(record.get("at", wall_ms()) / 1000, roster.segments(run))
+        self.roster = Roster(run, self.tree, self.segments)
+        self.lending = Lending(
+            self.reactor, held.gpus, self.tree.members, self._publish, self._refuted, lambda: self.ending.climb(ladder.RETURNED)
+        )
+        began = ladder.Ladder(term_s=float(spec.get("term_s", 30.0)), gpus=bool(held.gpus))
+        self.ending = Ending(self.reactor, self.tree, began, self._reap, self._entered)
         self.exit: Optional[Dict[str, Any]] = run.record("exit.json")
         fenced = (self.exit or {}).get("fenced")
         self.fencing = Fencing(self.reactor, fence_target(spec, record), fenced, self._fence_tried)
         self.asked = bool((self.exit or {}).get("asked"))
-        self.gone = self.empty = self.sweeping = False
+        self.failing = ""  # why we end it ourselves, though nobody asked
+        self.gone = False
         self.notes: List[str] = []
         self.peers: List[Lines] = []
         self.output = Output(run, self.reactor, self.note, fifo)
-        self.tree.others = self.output.pids
+        self.tree.others = lambda: self.output.pids | gpus.children()
 
     # --- life -----------------------------------------------------------------------------------------------------------
 
@@ -72,32 +81,32 @@ class Keeper:
         if self.exit is not None:
             if self.fencing.failed:
                 self.fencing.do()
-            self._climb(ladder.LEADER_GONE)
+            self.ending.climb(ladder.LEADER_GONE)
         elif self.heir:
             self._watch_leader()
+        self.roster.begin(self.reactor)
+        self.lending.watch()
         self._reap()
         self.reactor.run()
 
     def _teller(self, sock: socket.socket) -> Callable[[int], None]:
         return lambda _: claims.tell(sock, self.record.get("holder", {}))
 
-    def own(self, pid: int, start: int) -> None:
+    def own(self, pid: int, start: int, group: Optional[Cgroup]) -> None:
         """The leader exists; what is below us from now on is its tree."""
-        self.tree = Tree(pid, start, pid, parent=True)
-        self.tree.others = self.output.pids
+        self.tree.lead(pid, start, group)
 
     def start_pump(self) -> None:
         self.output.start(lambda fd: become_pump(self, fd))
 
     def state(self) -> Dict[str, Any]:
         """The whole truth about this run, as the link forwards it."""
-        stop = None
-        if self.ladder.step not in (ladder.IDLE, ladder.DONE):
-            left = None if self.ladder.deadline is None else self.ladder.deadline - time.monotonic()
-            stop = {"step": self.ladder.step, "until": None if left is None else wall_ms() + int(left * 1000)}
-        phase = "gone" if self.gone else "stuck" if self.ladder.step == ladder.STUCK else "ended" if self.exit else "running"
+        stuck = self.ending.step in (ladder.STUCK, ladder.GPU_HELD)
+        phase = "gone" if self.gone else "stuck" if stuck else "ended" if self.exit else "running"
+        stop = self.ending.told(self.lending.owed)
         return run_state(self.run, self.spec, self.record, self.exit, phase, stop=stop, fenced=self.fencing.result,
-                         notes=self.notes, heir=self.heir, asked=self.asked)  # fmt: skip
+                         notes=self.notes, heir=self.heir, asked=self.asked, gpus=self.lending.told(),
+                         gpu_note=self.lending.why)  # fmt: skip
 
     def _publish(self) -> None:
         for peer in list(self.peers):
@@ -127,10 +136,9 @@ class Keeper:
 
     def _stop(self, term_s: Optional[float]) -> None:
         self.asked = True
-        if term_s is not None:
-            self.ladder = self.ladder._replace(term_s=term_s)
-        self._climb(ladder.ASK)
-        self._check_empty()  # perhaps only the fence was waited for
+        self.roster.look()  # the last one at a whole tree: what it shares in memory shows while it lives
+        self.ending.ask(term_s)
+        self._check()  # perhaps only the fence was waited for
 
     def _terminated(self) -> None:
         # A host that shuts down sends SIGTERM to everybody at once: leave the routing before the worker goes down.
@@ -154,7 +162,7 @@ class Keeper:
             if pid == self.record["pid"] and not self.heir:
                 self._leader_ended(status)  # it ended between the two calls
             self.output.reaped(pid)
-        self._check_empty()
+        self._check()
 
     def _watch_leader(self) -> None:
         fd = pidfd_open(self.record["pid"])
@@ -184,9 +192,13 @@ class Keeper:
             sig = os.WTERMSIG(status)
         else:
             code = os.WEXITSTATUS(status)
+        if self.failing:
+            cause = "gpu"
         self.exit = {"code": code, "signal": sig, "at": at, "asked": self.asked, "cause": cause, "fenced": self.fencing.result}
+        if self.failing:
+            self.exit["message"] = self.failing
         self.run.write("exit.json", self.exit)
-        self._climb(ladder.LEADER_GONE)
+        self.ending.climb(ladder.LEADER_GONE)
 
     @property
     def _fence_owed(self) -> bool:
@@ -195,54 +207,38 @@ class Keeper:
 
     def _fence_tried(self) -> None:
         self._publish()
-        self._check_empty()
+        self._check()
 
     # --- the tree ends --------------------------------------------------------------------------------------------------
 
-    def _climb(self, event: str) -> None:
-        self.ladder, entered = ladder.on(self.ladder, event, time.monotonic())
-        if self.timer is not None:
-            self.timer.cancel()
-        if self.ladder.deadline is not None:
-            self.timer = self.reactor.after(max(0.0, self.ladder.deadline - time.monotonic()), lambda: self._climb(ladder.DUE))
-        if entered == ladder.TERM_LEADER:
-            self.tree.signal_leader(signal.SIGTERM)
-        elif entered == ladder.TERM_REST:
-            self.tree.signal_all(signal.SIGTERM)
-        elif entered == ladder.KILL:
-            self.tree.kill()
-        elif entered == ladder.DONE:
+    def _check(self) -> None:
+        if self.exit is not None and not self.gone:
+            self.ending.check(hold=self._fence_owed)
+
+    def _entered(self, step: str) -> None:
+        if step == ladder.GPU_RETURN:
+            self.lending.give_back()
+        elif step == ladder.GPU_HELD:
+            self.lending.slow_down()
+        elif step == ladder.DONE:
             self._finish()
-        if entered is not None:
-            self._publish()
-            self._sweep()
+        self._publish()
 
-    def _sweep(self) -> None:
-        if self.sweeping or self.gone or self.ladder.step == ladder.IDLE or self.empty:
-            return
-        self.sweeping = True
-
-        def look() -> None:
-            self.sweeping = False
-            if self.ladder.step == ladder.KILL:
-                self.tree.kill()
-            self._reap()
-            self._sweep()
-
-        self.reactor.after(SWEEP_S, look)
-
-    def _check_empty(self) -> None:
-        if self.exit is None or self.gone:
-            return
-        self.empty = self.empty or self.tree.empty()
-        if self.empty and not self._fence_owed:
-            self._climb(ladder.EMPTY)
-        elif self.empty and self.timer is not None:
-            self.timer.cancel()  # nobody is left to escalate against
+    def _refuted(self, why: str) -> None:
+        """It is on a GPU that is another's: end it before that other notices. The run has failed."""
+        if self.exit is None and not self.asked and not self.failing:
+            self.failing = why
+            self.fencing.do()
+            self.ending.ask(None)
 
     def _finish(self) -> None:
         self.gone = True
+        removed = self.segments.remove()
+        if removed:
+            self.note(removed)
         self.output.finish()
+        if self.tree.group is not None:
+            self.tree.group.remove()
         # Claims before the record: who reads "gone" may start the next run at once.
         for sock in self.held.claims:
             sock.close()

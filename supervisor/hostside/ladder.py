@@ -1,30 +1,35 @@
 """How a stop escalates. Pure: (ladder, event, now) -> (ladder, what to do); the keeper does it.
 
     idle --ask--> term_leader --leader gone or due--> term_rest --due--> kill --due--> stuck
-                                                              any step --tree empty--> done
+                                      any step --tree empty--> done; with GPUs: gpu_return --memory back--> done
+                                                                                gpu_return --due--> gpu_held
 
 Asking again can only bring deadlines closer (a second Ctrl-C skips the drain), never further away. A leader that ends
 unasked enters at term_rest: what it leaves behind is ended too. `kill` never loops for ever: what SIGKILL cannot end
-within `kill_s` is `stuck`, which still becomes `done` if the kernel lets go one day.
+within KILL_S is `stuck`, and memory that no process holds any more but the GPU does not give back is `gpu_held`. Both keep
+their claims, and both still become `done` if the kernel or the driver lets go one day.
 """
 
 from __future__ import annotations
 
 from typing import Callable, Dict, NamedTuple, Optional, Tuple
 
-IDLE, TERM_LEADER, TERM_REST, KILL, STUCK, DONE = "idle", "term_leader", "term_rest", "kill", "stuck", "done"
-STEPS = (IDLE, TERM_LEADER, TERM_REST, KILL, STUCK, DONE)
-ASK, LEADER_GONE, DUE, EMPTY = "ask", "leader_gone", "due", "empty"
-EVENTS = (ASK, LEADER_GONE, DUE, EMPTY)
+IDLE, TERM_LEADER, TERM_REST, KILL, STUCK = "idle", "term_leader", "term_rest", "kill", "stuck"
+GPU_RETURN, GPU_HELD, DONE = "gpu_return", "gpu_held", "done"
+STEPS = (IDLE, TERM_LEADER, TERM_REST, KILL, STUCK, GPU_RETURN, GPU_HELD, DONE)
+ASK, LEADER_GONE, DUE, EMPTY, RETURNED = "ask", "leader_gone", "due", "empty", "returned"
+EVENTS = (ASK, LEADER_GONE, DUE, EMPTY, RETURNED)
 
 REST_S = 1.0  # what a leader leaves behind gets this long after its SIGTERM
 KILL_S = 10.0  # what survives SIGKILL this long is stuck
+RETURN_S = 30.0  # for the memory of the GPUs to come back; seen to take under a second, and several after a crash
 
 
 class Ladder(NamedTuple):
     step: str = IDLE
     deadline: Optional[float] = None  # on the clock that `now` is read from; None = wait for ever
     term_s: float = 30.0  # what the leader gets after SIGTERM
+    gpus: bool = False  # it holds some, whose memory must be back before it is done
 
 
 Result = Tuple[Ladder, Optional[str]]  # the step just entered, to be carried out; None = nothing to do
@@ -47,40 +52,29 @@ def _ask_again(ladder: Ladder, now: float) -> Result:
     return ladder._replace(deadline=sooner if ladder.deadline is None else min(sooner, ladder.deadline)), None
 
 
+def _empty(ladder: Ladder, now: float) -> Result:
+    return (_return if ladder.gpus else _done)(ladder, now)
+
+
 def _ignore(ladder: Ladder, now: float) -> Result:
     return ladder, None
 
 
-_rest, _kill, _stuck, _done = _enter(TERM_REST, REST_S), _enter(KILL, KILL_S), _enter(STUCK, None), _enter(DONE, None)
+_rest, _kill, _stuck = _enter(TERM_REST, REST_S), _enter(KILL, KILL_S), _enter(STUCK, None)
+_return, _held, _done = _enter(GPU_RETURN, RETURN_S), _enter(GPU_HELD, None), _enter(DONE, None)
 
-TABLE: Dict[Tuple[str, str], Callable[[Ladder, float], Result]] = {
-    (IDLE, ASK): _ask,
-    (IDLE, LEADER_GONE): _rest,
-    (IDLE, DUE): _ignore,
-    (IDLE, EMPTY): _done,
-    (TERM_LEADER, ASK): _ask_again,
-    (TERM_LEADER, LEADER_GONE): _rest,
-    (TERM_LEADER, DUE): _rest,
-    (TERM_LEADER, EMPTY): _done,
-    (TERM_REST, ASK): _ignore,
-    (TERM_REST, LEADER_GONE): _ignore,
-    (TERM_REST, DUE): _kill,
-    (TERM_REST, EMPTY): _done,
-    (KILL, ASK): _ignore,
-    (KILL, LEADER_GONE): _ignore,
-    (KILL, DUE): _stuck,
-    (KILL, EMPTY): _done,
-    (STUCK, ASK): _kill,  # an operator may try once more
-    (STUCK, LEADER_GONE): _ignore,
-    (STUCK, DUE): _ignore,
-    (STUCK, EMPTY): _done,
-    (DONE, ASK): _ignore,
-    (DONE, LEADER_GONE): _ignore,
-    (DONE, DUE): _ignore,
-    (DONE, EMPTY): _ignore,
+ROWS: Dict[str, Dict[str, Callable[[Ladder, float], Result]]] = {
+    IDLE: {ASK: _ask, LEADER_GONE: _rest, DUE: _ignore, EMPTY: _empty, RETURNED: _ignore},
+    TERM_LEADER: {ASK: _ask_again, LEADER_GONE: _rest, DUE: _rest, EMPTY: _empty, RETURNED: _ignore},
+    TERM_REST: {ASK: _ignore, LEADER_GONE: _ignore, DUE: _kill, EMPTY: _empty, RETURNED: _ignore},
+    KILL: {ASK: _ignore, LEADER_GONE: _ignore, DUE: _stuck, EMPTY: _empty, RETURNED: _ignore},
+    STUCK: {ASK: _kill, LEADER_GONE: _ignore, DUE: _ignore, EMPTY: _empty, RETURNED: _ignore},  # an operator may try once more
+    GPU_RETURN: {ASK: _ignore, LEADER_GONE: _ignore, DUE: _held, EMPTY: _ignore, RETURNED: _done},
+    GPU_HELD: {ASK: _ignore, LEADER_GONE: _ignore, DUE: _ignore, EMPTY: _ignore, RETURNED: _done},
+    DONE: {ASK: _ignore, LEADER_GONE: _ignore, DUE: _ignore, EMPTY: _ignore, RETURNED: _ignore},
 }
 
 
 def on(ladder: Ladder, event: str, now: float) -> Result:
     """The one way the ladder moves. Every cell is written."""
-    return TABLE[ladder.step, event](ladder, now)
+    return ROWS[ladder.step][event](ladder, now)

@@ -107,9 +107,7 @@ class Output:
         """What a pump left that died when there was no time for another: nothing, nearly always."""
         try:
             last = pump.Pump(self._log, self.fifo)
-            until = time.monotonic() + FINISH_S
-            while last.move() and time.monotonic() < until:
-                pass
+            last.finish(time.monotonic() + FINISH_S)
         except OSError as error:
             return self._note("what was left in the FIFO is lost: %s" % error)
         finally:

@@ -13,6 +13,8 @@ from . import claims, procfs
 class Taken(Exception):
     """A fixed port somebody else listens on, or a range with nothing left. The message names whom it can."""
 
+    cause = "port"
+
 
 def choose(wanted: Dict[str, List[Any]], low: int, high: int) -> Tuple[Dict[str, int], List[socket.socket]]:
     """Numbers for `wanted` (name -> [number, or 0 = any of low..high; address to bind]) and the claims on them.

@@ -113,6 +113,16 @@ def describe(pid: int) -> str:
     return "pid %d (%s, user %s)" % (pid, words[:120] or "?", user)
 
 
+def plight(process: Process) -> str:
+    """`pid 4711 (python …, user ada), state D in uvm_spin_loop`: who will not die, and where in the kernel it hangs."""
+    try:
+        with open("/proc/%d/wchan" % process.pid) as file:
+            where = file.read().strip()
+    except OSError:
+        where = ""
+    return "%s, state %s in %s" % (describe(process.pid), process.state, where if where not in ("", "0") else "?")
+
+
 def boot_id() -> str:
     with open("/proc/sys/kernel/random/boot_id") as file:
         return file.read().strip()

@@ -8,6 +8,7 @@
     gone.json   its tree is proven empty, its claims have fallen
     out         the FIFO its output goes through
     log/        segments of its output, named by their first byte's offset
+    times/      when what was written: an index beside each segment
 <base>/data/<deployment>/<process>/   survives runs (etcd's data, the file store)
 <base>/s/                             unix sockets of keepers, short names (a path must stay under 108 bytes)
 """
@@ -23,8 +24,12 @@ import time
 from typing import Any, Dict, Iterator, List, Optional
 
 from . import VERSION
+from .pump import Log
 
 RESERVED = 4096  # bytes set aside for each record that must be writable on a full disk
+RUNS_KEPT = 4  # of a process, beside the first failure of a series and the run that lives
+OLD_SEGMENTS = 2  # what a run keeps of its log once there is a newer one: the last 16 to 32 MiB
+WORKED_MS = 3600_000
 
 
 class Run:
@@ -138,15 +143,52 @@ def runs(base: str, deployment: str) -> Iterator[Run]:
             yield Run(base, deployment, process, run)
 
 
-def prune(base: str, deployment: str, process: str, keep: int = 4) -> None:
-    """Forget finished runs of a process, but the first one (a crash loop's first failure) and the newest `keep`."""
+def prune(base: str, deployment: str, process: str, keep: int = RUNS_KEPT) -> None:
+    """Forget finished runs of a process, but the newest `keep` and the first failure of the last series of failures.
+
+    Called before every start, so on disk a process never has more than keep + 2 runs. What is not the newest keeps the end
+    of its log only: a process's logs take at most (2 * pump.SEGMENTS_KEPT + keep * OLD_SEGMENTS) * pump.SEGMENT_BYTES.
+    """
     parent = os.path.join(base, "runs", deployment, process)
     _sweep_drafts(parent)
-    names = subdirectories(parent)
-    for name in names[1:-keep]:
-        run = Run(base, deployment, process, name)
-        if run.finished:
+    known = [Run(base, deployment, process, name) for name in subdirectories(parent)]
+    first = first_failure(known)
+    for run in known[:-1]:
+        if not run.finished:
+            continue
+        if run in known[-keep:] or run is first:
+            log = Log(run.file("log"))
+            for segment in log.segments()[:-OLD_SEGMENTS]:
+                log.forget(segment)
+        else:
             shutil.rmtree(run.path, ignore_errors=True)
+
+
+def first_failure(known: List[Run]) -> Optional[Run]:
+    """Where the last series of failures began: the run a human wants to read at three in the morning. None: nothing failed.
+
+    `known`: of one process, oldest first. From the newest failed run back, as long as the run before failed too, was the same
+    definition, and had not worked: a run that lived WORKED_MS and then failed begins a series, and so does the first
+    failure after a run that was asked to end. A start by hand does not: nothing has worked since.
+    Records decide, and nothing else, so a new controller agrees; pruning takes from the middle of a series only.
+    """
+    found: Optional[Run] = None
+    for run in reversed(known):
+        ended = run.record("exit.json")
+        failed = ended is not None and not ended.get("asked")
+        if found is None and not failed:
+            continue  # it lives, or was stopped; the series before it is the last one all the same
+        if not failed or (found is not None and _definition(run) != _definition(found)):
+            break
+        found = run
+        born = (run.record("run.json") or {}).get("at")
+        if born is not None and ended is not None and ended["at"] - born >= WORKED_MS:
+            break
+    return found
+
+
+def _definition(run: Run) -> object:
+    return (run.record("spec.json") or {}).get("about", {}).get("hash")
 
 
 def _sweep_drafts(parent: str) -> None:

@@ -6,7 +6,7 @@ import os
 import time
 from typing import Any, Dict, Optional
 
-from . import procfs, pump, spawn
+from . import cgroup, lending, procfs, pump, spawn
 from .rundir import Run
 
 TAIL_BYTES = 4096  # of its log are told with a run that is over
@@ -34,7 +34,7 @@ def run_state(
         "sid": record.get("sid"),
         "started": record.get("at"),
         "ports": record.get("ports", {}),
-        "gpus": spec.get("gpus", []),
+        "gpus": [{"index": one.index, "uuid": one.uuid, "proof": ""} for one in lending.recorded(record)],
         "about": spec.get("about", {}),
         "exit": ended,
         "stop": None,
@@ -61,6 +61,7 @@ def finished_state(run: Run) -> Dict[str, Any]:
 def close_unborn(run: Run, held: Optional[spawn.Held], why: str, cause: str = "start") -> Dict[str, Any]:
     """Record that this run never lived, and let go. Returns its exit."""
     ended = {"code": None, "signal": None, "at": wall_ms(), "asked": False, "cause": cause, "message": why}
+    cgroup.clear(run)
     if held is not None:
         for sock in held.claims:
             sock.close()

@@ -21,9 +21,8 @@ import socket
 import time
 from typing import Any, Dict, List, NamedTuple, Optional
 
-from . import claims, ports, procfs
+from . import claims, lending, ports, procfs, roster
 from .rundir import Run, runs, subdirectories
-from .tree import Tree
 
 
 class Refused(Exception):
@@ -40,6 +39,7 @@ class Held(NamedTuple):
     claims: List[socket.socket]
     listener: socket.socket
     ports: Dict[str, int]
+    gpus: List[lending.Lent]
 
 
 class Child(NamedTuple):
@@ -66,31 +66,36 @@ def holder(run: Run, spec: Dict[str, Any]) -> Dict[str, Any]:
     }
 
 
-def claim_names(run: Run, spec: Dict[str, Any], numbers: Dict[str, int]) -> List[str]:
+def claim_names(run: Run, lent: List[lending.Lent], numbers: Dict[str, int]) -> List[str]:
     """What a run must hold: its process's name (never two live runs of one process), its GPUs, its ports."""
     name = "run-%d-%s-%s" % (os.getuid(), run.deployment, run.process)
-    return [name, *("gpu-%s" % gpu for gpu in spec.get("gpus", [])), *("port-%d" % port for port in numbers.values())]
+    return [name, *(lending.claim_name(one.uuid) for one in lent), *("port-%d" % port for port in numbers.values())]
 
 
 def claim(run: Run, spec: Dict[str, Any]) -> Held:
-    """Claims, ports and the control socket of a run, or Refused with nothing held."""
+    """Claims, GPUs, ports and the control socket of a run, or Refused with nothing held."""
     held: List[socket.socket] = []
+
+    def hold(name: str) -> None:
+        held.append(claims.hold(name))
+
     try:
         for path in spec.get("needs", []):
             if not os.path.exists(path):
                 raise Refused("missing", "%s does not exist on this host" % path)
-        for name in claim_names(run, spec, {}):
-            held.append(claims.hold(name))
-        _not_outlived(run, claim_names(run, spec, {}))
+        for name in claim_names(run, [], {}):
+            hold(name)
+        wanted = spec.get("gpus", [])
+        lent = lending.take(wanted, float(spec.get("gpu_free", 0.0)), hold) if wanted else []
+        _not_outlived(run, claim_names(run, lent, {}))
         low, high = spec.get("port_range", [18000, 19999])
         numbers, port_claims = ports.choose(spec.get("ports", {}), low, high)
         held += port_claims
-        return Held(held, listen(run), numbers)
-    except (Refused, claims.Held, ports.Taken) as error:
+        return Held(held, listen(run), numbers, lent)
+    except (Refused, claims.Held, lending.Unfit, ports.Taken) as error:
         for sock in held:
             sock.close()
-        cause = error.cause if isinstance(error, Refused) else "port" if isinstance(error, ports.Taken) else "held"
-        raise Refused(cause, str(error)) from None
+        raise Refused(getattr(error, "cause", "held"), str(error)) from None
 
 
 def _not_outlived(run: Run, names: List[str]) -> None:
@@ -103,8 +108,8 @@ def _not_outlived(run: Run, names: List[str]) -> None:
             record = None if other.finished or other.path == run.path else other.record("run.json")
             if record is None or record.get("boot") != procfs.boot_id():
                 continue
-            shared = set(names) & set(claim_names(other, other.record("spec.json") or {}, {}))
-            if shared and Tree(record["pid"], record["start"], record["sid"], parent=False).members():
+            shared = set(names) & set(claim_names(other, lending.recorded(record), {}))
+            if shared and roster.follower(other, record).members():
                 raise Refused("held", "%s is held by run %s, whose keeper died" % (min(shared), other.run))
 
 

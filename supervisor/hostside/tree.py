@@ -1,8 +1,8 @@
 """The tree of a run: everything it ever started, wherever it hides, and the only way it is signalled.
 
-While its keeper lives that is simple: the keeper is a child subreaper (prctl(2)), so setsid'ed, double-forked and `env -i`
-orphans all come back to it, and the tree is its descendants. An heir never was anybody's parent: it follows the
-leader's session and the leader's descendants instead, and what left both before the keeper died is out of its sight.
+Three views, united: its cgroup, where it has one; the descendants of its keeper, a child subreaper (prctl(2)), to whom
+setsid'ed, double-forked and `env -i` orphans all come back; and for an heir, who never was anybody's parent, whoever its
+predecessors saw (`seen`), their sessions and their descendants.
 
 Signals go by pidfd, else after re-checking the start time: a recorded pid may be an innocent bystander by now.
 """
@@ -14,9 +14,10 @@ import errno
 import os
 import signal
 import time
-from typing import Dict, Iterator, Optional, Set
+from typing import Callable, Dict, Iterator, Optional, Set
 
 from . import procfs
+from .cgroup import Cgroup
 
 PR_SET_CHILD_SUBREAPER = 36
 SYS_PIDFD_SEND_SIGNAL, SYS_PIDFD_OPEN = 424, 434  # the same on every architecture since Linux 5.3
@@ -27,24 +28,35 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 class Tree:
     def __init__(self, pid: int, start: int, sid: int, parent: bool) -> None:
-        """`parent`: this process started the leader. `others`: our own helpers among our children."""
+        """`parent`: this process starts the leader, and will say who it is (`lead`)."""
         self.pid, self.start, self.parent = pid, start, parent
-        self.sids: Set[int] = {sid}  # of the last look
-        self.others: Set[int] = set()
+        self.group: Optional[Cgroup] = None
+        self.seen: Dict[int, int] = {}  # pid -> start time, of the last look; an heir's, who sees no parents
+        self.sids: Set[int] = {sid}  # likewise
+        self.others: Callable[[], Set[int]] = set  # our own helpers among our children
+
+    def lead(self, pid: int, start: int, group: Optional[Cgroup]) -> None:
+        """Our child is the leader of this tree, and of a session."""
+        self.pid, self.start, self.sids, self.group = pid, start, {pid}, group
+
+    def follow(self, seen: Dict[int, int], group: Optional[Cgroup]) -> None:
+        """We are an heir: `seen` belonged to it when it was last looked at."""
+        self.seen, self.group = dict(seen), group
 
     def members(self) -> Dict[int, procfs.Process]:
         """Who of the tree is alive now, zombies excluded."""
-        found = procfs.descendants(os.getpid(), self.others) if self.parent else self._followed()
-        return {pid: p for pid, p in found.items() if not p.gone}
+        return {p.pid: p for p in self._walk() if not p.gone}
 
     def empty(self) -> bool:
         """The proof that nobody is left. One look at the living is none: who forks and dies during it hides its child.
 
         A keeper that has reaped has no descendants at all then, not even zombies: orphans come to it, so a look that finds
-        nobody has missed nobody. An heir, to whom nobody comes, looks twice.
+        nobody has missed nobody. An heir, to whom nobody comes, looks twice. Of a cgroup the kernel knows it.
         """
+        if self.group is not None and self.group.populated():
+            return False
         if self.parent:
-            return not procfs.descendants(os.getpid(), self.others)
+            return not procfs.descendants(os.getpid(), self.others())
         return not self.members() and not self.members()
 
     def _followed(self) -> Dict[int, procfs.Process]:
@@ -56,7 +68,9 @@ class Tree:
             # so a session of this number is that bystander's, all of it.
             del everybody[self.pid]
             sids.discard(self.pid)
-        found: Dict[int, procfs.Process] = {}
+        found = {pid: everybody[pid] for pid, start in self.seen.items() if pid in everybody and everybody[pid].start == start}
+        found.update((pid, everybody[pid]) for pid in self._grouped() if pid in everybody)
+        sids |= {p.sid for p in found.values()}
         grew = True
         while grew:
             grew = False
@@ -68,7 +82,11 @@ class Tree:
                     grew = True
         # Sessions nobody of ours is in any more are forgotten: their numbers may be others' by the next look.
         self.sids = {self.pid} | {p.sid for p in found.values()}
+        self.seen = {p.pid: p.start for p in found.values()}
         return found
+
+    def _grouped(self) -> Set[int]:
+        return set(self.group.pids()) if self.group is not None else set()
 
     def signal_leader(self, number: int) -> bool:
         leader = procfs.read(self.pid)
@@ -80,6 +98,8 @@ class Tree:
 
     def kill(self) -> int:
         """SIGKILL everybody, after SIGSTOPping until a look finds nobody new: who is frozen cannot fork away from the sweep."""
+        if self.group is not None:
+            self.group.kill()  # what is left for the sweep has moved itself into another cgroup
         frozen: Dict[int, procfs.Process] = {}
         until = time.monotonic() + FREEZE_S
         grew = True
@@ -95,7 +115,15 @@ class Tree:
         return sum(send(process, signal.SIGKILL) for process in frozen.values())
 
     def _walk(self) -> Iterator[procfs.Process]:
-        return procfs.walk(os.getpid(), self.others) if self.parent else iter(self._followed().values())
+        """Everybody we know of, zombies included, some perhaps twice."""
+        if not self.parent:
+            yield from self._followed().values()
+            return
+        yield from procfs.walk(os.getpid(), self.others())
+        for pid in self._grouped():  # nearly always the same; not so if our subreaping ever failed
+            member = procfs.read(pid)
+            if member is not None:
+                yield member
 
     def _reap(self, zombie: procfs.Process) -> None:
         """A bomb's dead come to us faster than they are waited for elsewhere, and each makes the next look longer."""

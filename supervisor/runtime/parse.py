@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from supervisor.core.exit import Exit
-from supervisor.core.facts import Phase, RunState
+from supervisor.core.facts import Phase, RunGpu, RunState
 from supervisor.plan.launch import HostFacts
 
 
@@ -22,11 +22,13 @@ def run_state(said: Mapping[str, Any]) -> RunState:
         sid=said.get("sid"),
         started_ms=said.get("started"),
         ports=said.get("ports", {}),
-        gpus=tuple(said.get("gpus", ())),
+        gpus=tuple(RunGpu(gpu["index"], gpu["uuid"], gpu.get("proof", "")) for gpu in said.get("gpus", ())),
+        gpu_note=said.get("gpu_note", ""),
         launch_hash=said.get("about", {}).get("hash", ""),
         exit=ended(said["exit"]) if said.get("exit") else None,
         stop_step=stop.get("step"),
         stop_until_ms=stop.get("until"),
+        left=tuple(stop.get("left", ())),
         fenced_ms=fenced.get("at") if "error" not in fenced else None,
         notes=tuple(said.get("notes", ())),
         asked=bool(said.get("asked")),

@@ -26,7 +26,8 @@ def test_no_state_is_both_alive_and_at_rest() -> None:
 
 
 def test_every_cell_of_the_ladder_is_written() -> None:
-    assert ladder.TABLE.keys() == set(itertools.product(ladder.STEPS, ladder.EVENTS))
+    assert ladder.ROWS.keys() == set(ladder.STEPS)
+    assert all(row.keys() == set(ladder.EVENTS) for row in ladder.ROWS.values())
 
 
 def climb(*history: tuple[str, float], term_s: float = 30.0) -> list[str | None]:
@@ -35,6 +36,14 @@ def climb(*history: tuple[str, float], term_s: float = 30.0) -> list[str | None]
         step, entered = ladder.on(step, event, now)
         did.append(entered)
     return did
+
+
+def test_memory_that_does_not_come_back_is_held_and_still_ends_when_it_does() -> None:
+    step, did = ladder.Ladder(gpus=True), []
+    for event, now in [(ladder.ASK, 0.0), (ladder.EMPTY, 1.0), (ladder.EMPTY, 2.0), (ladder.DUE, 31.0), (ladder.RETURNED, 99.0)]:
+        step, entered = ladder.on(step, event, now)
+        did.append(entered)
+    assert did == [ladder.TERM_LEADER, ladder.GPU_RETURN, None, ladder.GPU_HELD, ladder.DONE]
 
 
 def test_a_deaf_tree_is_killed_and_then_stuck_and_never_looped_over() -> None:

@@ -10,6 +10,7 @@ than --life seconds, but for a stopped child: a failing product must not harm th
 from __future__ import annotations
 
 import argparse
+import mmap
 import os
 import signal
 import sys
@@ -17,6 +18,7 @@ import time
 from collections.abc import Callable
 
 Body = Callable[[], None]
+KEPT: list[mmap.mmap] = []  # mapped for as long as we live
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -194,6 +196,13 @@ def chatter(until: float) -> Body:
     return body
 
 
+def share(name: str) -> None:
+    """A segment as NCCL and vLLM have them: mapped, its descriptor closed, its file left behind by whoever is killed."""
+    with open(f"/dev/shm/{name}", "w+b") as file:
+        file.truncate(1 << 20)
+        KEPT.append(mmap.mmap(file.fileno(), 1 << 20))
+
+
 def nothing() -> None:
     pass
 
@@ -237,8 +246,7 @@ def main() -> None:
     if asked.title:
         rename(asked.title, asked.title_environ)
     if asked.shm:
-        with open(f"/dev/shm/{asked.shm}", "wb") as file:
-            file.write(b"left behind\n")
+        share(asked.shm)
     nursery = Nursery(time.monotonic() + asked.life)
     plant_all(asked, nursery)
     nursery.wait()

@@ -1,6 +1,7 @@
 """The box: everything a test starts lives below this process, and dies with the test, also when pytest is killed -9.
 
-    python box.py FD FOLDER    FD: a unix socket to the test; its end-of-file is the end of all. FOLDER: of this host
+    python box.py FD FOLDER NAME    FD: a unix socket to the test; its end-of-file is the end of all. FOLDER: of this host.
+                                    NAME: of its deployment, by which the cgroups of its runs are known
 
 It starts programs for the test (their stdin and stdout are descriptors that the test sends along), is the child subreaper
 of whatever daemonises below them, and reaps. At end-of-file it kills all that is below it, again and again until nobody
@@ -56,7 +57,12 @@ def end_all() -> None:
         time.sleep(0.005)
 
 
-def main(fd: int, folder: str) -> None:
+def cgroups(name: str) -> list[str]:
+    """The cgroups that runs of this deployment have (root only: nobody else gets one here)."""
+    return sorted(glob.glob(f"/sys/fs/cgroup/noray/*-{name}-*") + glob.glob(f"/sys/fs/cgroup/unified/noray/*-{name}-*"))
+
+
+def main(fd: int, folder: str, name: str) -> None:
     pytest = os.getppid()
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
     line = socket.socket(fileno=fd)
@@ -91,10 +97,13 @@ def main(fd: int, folder: str) -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     end_all()
+    for group in cgroups(name):
+        os.rmdir(group)
+    ctypes.CDLL(None).umount2(os.fsencode(f"{folder}/b"), 2)  # where this host has a disk of its own
     if os.getppid() != pytest:  # it cannot tidy up any more
         for left in (folder, *glob.glob(f"/tmp/ni-{pytest}-*")):
             shutil.rmtree(left, ignore_errors=True)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2])
+    main(int(sys.argv[1]), sys.argv[2], sys.argv[3])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import importlib.util
 import itertools
 import json
 import os
@@ -24,6 +25,7 @@ from typing import Any
 from tests.hostside import box
 
 PACKAGE = Path(__file__).resolve().parents[2] / "supervisor" / "hostside"
+PYNVML = Path(str(importlib.util.find_spec("pynvml").origin))
 PATH = os.environ.get("PATH", "/usr/bin:/bin")
 WAIT_S = 20.0
 PING_S = 2.0
@@ -97,6 +99,7 @@ def importable(package: Path) -> Path:
     folder = Path(tempfile.mkdtemp(prefix=f"ni-{os.getpid()}-", dir="/tmp"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     (folder / "noray_host").symlink_to(package)
+    (folder / "pynvml.py").symlink_to(PYNVML)
     return folder
 
 
@@ -108,6 +111,7 @@ class Host:
     package: Path = PACKAGE
     root: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="nh", dir="/tmp")))
     deployment: str = field(default_factory=lambda: "t" + uuid.uuid4().hex[:8])
+    inside: tuple[str, ...] = ()  # a command that execs the box, in a namespace of its own for instance
 
     def __post_init__(self) -> None:
         self.base = self.root / "b"
@@ -115,7 +119,7 @@ class Host:
         self.links: list[Link] = []
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.line = ours
-        argv = [sys.executable, "-I", "-S", box.__file__, str(theirs.fileno()), str(self.root)]
+        argv = [*self.inside, sys.executable, "-I", "-S", box.__file__, str(theirs.fileno()), str(self.root), self.deployment]
         self.box = subprocess.Popen(argv, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
         theirs.close()
 
@@ -193,6 +197,7 @@ class Host:
             "below the box": [p for p in box.below(self.box.pid) if stat(p) and p not in [link.pid for link in self.links]],
             "claims": sockets_named(f"-{self.deployment}-"),
             "sockets": sockets_named(str(self.base)) + [str(p) for p in self.base.glob("s/*")],
+            "cgroups": box.cgroups(self.deployment),
             "fifos": [str(p) for p in self.base.glob("runs/*/*/*/out")],
         }
         return {what: found for what, found in left.items() if found}

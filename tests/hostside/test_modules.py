@@ -212,7 +212,7 @@ def test_a_leader_that_ends_between_two_waits_keeps_its_code(tmp_path: Path, mon
     os.mkfifo(run.file("out"))
     listener = socket.socket(socket.AF_UNIX)
     record = {"pid": 4711, "start": 1, "sid": 4711, "ports": {}}
-    subject = keeper.Keeper(run, {}, Held([], listener, {}), lock, record, heir=False)
+    subject = keeper.Keeper(run, {}, Held([], listener, {}, []), lock, record, heir=False)
     answers: Iterator[tuple[int, int]] = iter([(0, 0), (4711, 7 << 8), (0, 0)])
     monkeypatch.setattr(os, "waitpid", lambda *_: next(answers))
     monkeypatch.setattr(subject.tree, "empty", lambda: False)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
+import re
 import shutil
 import signal
 import sys
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from supervisor.hostside import times
 from tests.hostside.driver import PY, Host, Link, read, stat, wait_for
 
 LINES = 600_000  # of 100 bytes: 60 MB, less than a log keeps
@@ -29,6 +32,8 @@ WRITER = (
     "open('done', 'w').close()\n"
     "time.sleep(1000)\n"
 )
+# What the pump says in a log of what it could not keep; it begins a line, so it ends one that was cut.
+LOSS = re.compile(rb"\n?\[noray: (\d+) bytes were lost here: No space left on device\]\n")
 
 
 def numbers_in_order(data: bytes) -> int:
@@ -60,7 +65,11 @@ def killed(host: Host, run: str, roles: tuple[str, ...]) -> None:
 
 
 def size(host: Host) -> int:
-    return sum(p.stat().st_size for p in (host.run_dir("w-0", "r1") / "log").iterdir())
+    total = 0
+    for path in (host.run_dir("w-0", "r1") / "log").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # rotated away
+            total += path.stat().st_size
+    return total
 
 
 @pytest.mark.parametrize("victims", [("keeper",), ("pump",), ("keeper", "pump")], ids="-".join)
@@ -204,13 +213,30 @@ def test_old_segments_go(host: Host) -> None:
     names = sorted(p.name for p in (host.run_dir("w-0", "r1") / "log").iterdir())
     assert len(names) == 8
     assert int(names[0]) == len(whole) - len(kept)
+    assert sorted(p.name for p in (host.run_dir("w-0", "r1") / "times").iterdir()) == names, "an index goes with its segment"
+
+
+def test_two_hundred_megabytes_leave_what_a_run_may_keep(host: Host, link: Link) -> None:
+    writer = "import os, time\nfor n in range(3200): os.write(1, b'%065535d\\n' % n)\nopen('done', 'w').close()\n"
+    link.started(argv=[*PY, writer + "time.sleep(1000)"])
+    most = 0
+    while not (data_dir(host) / "done").exists():
+        most = max(most, size(host))
+    link.stopped()
+    log = host.log("w-0", "r1")
+    first = 3200 - len(log) // 65536
+    assert log == b"".join(b"%065535d\n" % n for n in range(first, 3200)), "the newest, none lost"
+    assert 7 << 24 <= len(log) <= 8 << 24
+    assert most <= 8 << 24
+    index = sum(p.stat().st_size for p in (host.run_dir("w-0", "r1") / "times").iterdir())
+    assert 0 < index <= 8 * 16 * times.MOST
 
 
 def test_a_full_disk_is_counted_and_said_and_stops_nobody(host: Host) -> None:
     """As a disk without room for another segment: the log folder becomes read-only by being another thing's place."""
     from tests.hostside.driver import sabotaged
 
-    at = "        first = self.first + self.size\n"
+    at = "        full, indexed = self.file, self._times\n"
     full = sabotaged(host.root, pump=(at, "        raise OSError(28, 'No space left on device')\n" + at))
     text = (full / "pump.py").read_text()
     (full / "pump.py").write_text(text.replace("SEGMENT_BYTES = 16 << 20", "SEGMENT_BYTES = 1 << 16"))
@@ -220,8 +246,9 @@ def test_a_full_disk_is_counted_and_said_and_stops_nobody(host: Host) -> None:
     assert stat(state["pid"])
     told = link.stopped()
     kept = host.log("w-0", "r1")
-    lost = 2_000_000 - len(kept)
-    assert f"lost {lost} bytes of log: [Errno 28] No space left on device" in told["notes"]
+    lost = 2_000_000 - len(LOSS.sub(b"", kept))
+    assert [int(count) for count in LOSS.findall(kept)] == [lost]
+    assert f"lost {lost} bytes of log: No space left on device" in told["notes"]
     assert not any("died" in note for note in told["notes"])
 
 

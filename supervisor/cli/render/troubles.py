@@ -99,7 +99,7 @@ def of_processes(group: Sequence[ProcessStatus], now: float) -> Trouble:
     match first["state"]:
         case "failed":
             says = f"{who} {'has' if one else 'have'} failed{tried}, down{when} until tried again"
-            next_ = (f"noray logs {name} --first-failure", "noray up")
+            next_ = (f"noray logs {name} --first-failure", f"noray start {name if one else plain(first['service'])}")
         case "backoff":
             again = first["next_attempt_at"]
             soon = "" if again is None else f", next try in {ahead(again - now)}"

@@ -1,0 +1,250 @@
+"""What the GPUs of this host are, who holds them, and what follows from that.
+
+    prepare()                            early in a long life; nothing happens on a host without an NVIDIA driver
+    look(deadline_s) -> Look             blocking, for a process that has no loop yet
+    ask(reactor, deadline_s, done)       the same, and `done(look)` is called from the loop
+    children() -> pids                   of looks under way: children of this process, and none of its run's tree
+
+A look is done in a child with a deadline (aside.py): NVML hangs when a card does. It never raises; `Look.error` is a sentence
+when the GPUs could not be seen, `Look.none` one when there are none. All below is pure, over a `Look`; GPUs are named by UUID:
+
+    resolve(look, [0, "GPU-…"])          -> the GPUs, or a sentence that names what there is instead
+    foreign(look, uuids, ours)           -> the strangers on them; furniture (Xorg, MPS, dcgm …) is none
+    proof(look, tree, uuids, before)     -> ("proved" | "refuted" | "cannot tell" | "", why); "" = nothing of it on any GPU yet
+    baseline(look, uuids)                -> {uuid: MiB in use that no listed process accounts for}; taken before the run
+    owed(baseline, look, ours)           -> why the memory is not back yet, "" when it is; `returned` = not owed
+    Gpu.free_mib                         -> None where NVML does not say
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any, Callable, Collection, Dict, Iterable, List, NamedTuple, Optional, Tuple, Union
+
+from . import aside, nvml
+from .holders import ELSEWHERE, Holder, who
+from .reactor import Reactor
+
+DEADLINE_S = 5.0
+SLACK_MIB = 64  # NVML's own accounting moves by a few MiB; a forgotten context is hundreds
+IDLE_MIB = 1024  # more than the driver keeps of an idle card (615 MiB of an H200, measured)
+PROVED, REFUTED, CANNOT_TELL = "proved", "refuted", "cannot tell"
+
+
+class Gpu(NamedTuple):
+    """A card, or a MIG slice of one (`card` is then the card's UUID, `index` the card's)."""
+
+    index: int  # type: ignore[assignment]  # tuple.index: nobody misses it
+    uuid: str
+    name: str
+    total_mib: Optional[int]
+    used_mib: Optional[int]
+    holders: Tuple[Holder, ...]
+    mig: bool = False  # split: its slices can be used, it cannot
+    vgpu: bool = False
+    card: str = ""
+    listed: bool = True  # False: it does not tell who computes on it
+    error: str = ""  # it could not be asked; whatever it answered before that stands
+
+    @property
+    def free_mib(self) -> Optional[int]:
+        return None if self.total_mib is None or self.used_mib is None else self.total_mib - self.used_mib
+
+    @property
+    def unaccounted_mib(self) -> Optional[int]:
+        return None if self.used_mib is None else self.used_mib - sum(h.mib or 0 for h in self.holders)
+
+    def __str__(self) -> str:
+        return "%s of GPU %d" % (self.uuid, self.index) if self.card else "GPU %d (%s)" % (self.index, self.uuid or "no UUID")
+
+
+class Look(NamedTuple):
+    gpus: Tuple[Gpu, ...]  # cards and slices
+    error: str = ""
+    none: str = ""
+    driver: str = ""
+
+    def find(self, uuid: str) -> Optional[Gpu]:
+        return next((gpu for gpu in self.gpus if gpu.uuid == uuid), None)
+
+
+class Stranger(NamedTuple):
+    gpu: Gpu
+    holder: Holder
+
+    def __str__(self) -> str:
+        return "%s is held by %s" % (self.gpu, self.holder)
+
+
+# --- looking ------------------------------------------------------------------------------------------------------------
+
+prepare = nvml.prepare
+children = aside.children
+
+
+def look(deadline_s: float = DEADLINE_S) -> Look:
+    """Takes 40-150 ms, `deadline_s` at most."""
+    known = _known()
+    return known if known is not None else _seen(aside.do(_observe, deadline_s), deadline_s)
+
+
+def ask(reactor: Reactor, deadline_s: float, done: Callable[[Look], None]) -> None:
+    """`done` may be called before this returns: when there is nothing to ask, or no use in asking."""
+    known = _known()
+    if known is not None:
+        done(known)
+    else:
+        aside.begin(reactor, _observe, deadline_s, lambda answer: done(_seen(answer, deadline_s)))
+
+
+def _known() -> Optional[Look]:
+    """The answer that needs no child."""
+    why = nvml.missing()
+    if why:
+        return Look((), none=why)
+    since = aside.stuck_since()
+    if since is not None:
+        at = time.strftime("%H:%M:%S", time.localtime(since))
+        return Look((), error="NVML does not answer (a look is stuck since %s)" % at)
+    nvml.prepare()
+    return None
+
+
+def _observe() -> bytes:
+    """In the child. /proc is read here too: the command line of a process in state D can block its reader."""
+    raw, code = nvml.read()
+    if any(holder["seen"] == ELSEWHERE for holder in _described(raw)):
+        nvml.remember(code)
+        raw = nvml.read()[0]  # perhaps it only ended between the two questions
+        _described(raw)
+    return json.dumps(raw).encode() + b"\n" + code
+
+
+def _described(raw: Dict[str, Any]) -> List[Dict[str, Any]]:
+    devices = [device for card in raw.get("cards", ()) for device in (card, *card["slices"])]
+    holders = [holder for device in devices for holder in device.get("holders") or ()]
+    for holder in holders:
+        holder.update(who(holder["pid"]))
+    return holders
+
+
+def _seen(answer: Optional[bytes], deadline_s: float) -> Look:
+    if answer is None:
+        return Look((), error="NVML does not answer within %g s" % deadline_s)
+    line, _, code = answer.partition(b"\n")
+    try:
+        raw = json.loads(line)
+    except ValueError:
+        return Look((), error="NVML ended the process that asked it")
+    nvml.remember(code)
+    return parse(raw)
+
+
+def parse(raw: Dict[str, Any]) -> Look:
+    gpus: List[Gpu] = []
+    for card in raw.get("cards", ()):
+        flags = {"mig": bool(card.get("mig")), "vgpu": bool(card.get("vgpu")), "error": card.get("error", "")}
+        gpus.append(_gpu(card["index"], card)._replace(**flags))
+        gpus += [_gpu(card["index"], piece)._replace(card=card["uuid"], vgpu=flags["vgpu"]) for piece in card["slices"]]
+    none = raw.get("none", "") or ("" if gpus or raw.get("error") else "the NVIDIA driver knows no GPU")
+    return Look(tuple(gpus), raw.get("error", ""), none, raw.get("driver", ""))
+
+
+def _gpu(index: int, raw: Dict[str, Any]) -> Gpu:
+    holders = raw.get("holders")
+    return Gpu(index, raw.get("uuid", ""), raw.get("name", ""), raw.get("total_mib"), raw.get("used_mib"),
+               tuple(Holder(**h) for h in holders or ()), listed=holders is not None)  # fmt: skip
+
+
+# --- what follows -------------------------------------------------------------------------------------------------------
+
+
+def resolve(look: Look, wanted: Iterable[Union[int, str]]) -> Union[List[Gpu], str]:
+    """Indexes are NVML's, which is CUDA's under CUDA_DEVICE_ORDER=PCI_BUS_ID; UUIDs are written in full."""
+    found: List[Gpu] = []
+    for one in wanted:
+        named = [g for g in look.gpus if (g.uuid == one if isinstance(one, str) else g.index == one and not g.card)]
+        if look.error:
+            return "cannot see the GPUs of this host: %s" % look.error
+        if not named:
+            return "there is no GPU %s on this host: %s" % (one, _inventory(look))
+        gpu = named[0]
+        if gpu.error or not gpu.uuid:
+            return "%s cannot be used: %s" % (gpu, gpu.error or "it does not tell its UUID")
+        if gpu.mig:
+            return "%s is split by MIG: name slices of it instead: %s" % (gpu, _inventory(look, gpu.uuid))
+        if gpu in found:
+            return "%s is named twice" % (gpu,)
+        found.append(gpu)
+    return found
+
+
+def _inventory(look: Look, card: str = "") -> str:
+    told = [str(gpu) for gpu in look.gpus if gpu.card == card] if card else [str(gpu) for gpu in look.gpus]
+    return ("it has " + ", ".join(told)) if told else look.none or "it has none"
+
+
+def foreign(look: Look, uuids: Collection[str], ours: Collection[int]) -> List[Stranger]:
+    """Who else computes on these GPUs. Graphics alone is furniture too: every workstation has some."""
+    return [
+        Stranger(gpu, holder)
+        for gpu in look.gpus
+        if gpu.uuid in uuids
+        for holder in gpu.holders
+        if holder.pid not in ours and not holder.furniture and holder.kind != "graphics"
+    ]
+
+
+def proof(look: Look, tree: Collection[int], uuids: Collection[str], before: Dict[str, int]) -> Tuple[str, str]:
+    """Does this tree sit on its own GPUs, and nowhere else? `before`: the baseline of its GPUs, {} if there is none."""
+    if look.error:
+        return CANNOT_TELL, look.error
+    elsewhere = [h for gpu in look.gpus for h in gpu.holders if h.seen == ELSEWHERE]
+    if elsewhere:
+        return CANNOT_TELL, "NVML counts pids of another pid namespace: there is no %d here" % elsewhere[0].pid
+    mine = [gpu for gpu in look.gpus if gpu.uuid in uuids]
+    cards = {gpu.card for gpu in mine}
+    for gpu in look.gpus:
+        strays = [h for h in gpu.holders if h.pid in tree]
+        if strays and gpu.uuid not in uuids and not (gpu.card or gpu.mig or gpu.vgpu or gpu.uuid in cards):
+            return REFUTED, "%s is on %s, which is not its own" % (strays[0], gpu)
+    for gpu in mine:
+        blind = (
+            "it is a slice made by MIG" if gpu.card else "it is a vGPU" if gpu.vgpu else gpu.error
+            or ("" if gpu.listed else "it does not tell who computes on it")
+        )  # fmt: skip
+        if blind:
+            return CANNOT_TELL, "%s: %s" % (gpu, blind)
+    if any(h.pid in tree for gpu in mine for h in gpu.holders):
+        return PROVED, ""
+    for gpu in mine:
+        nobodys = gpu.unaccounted_mib or 0
+        if nobodys > before.get(gpu.uuid, IDLE_MIB) + SLACK_MIB:
+            return CANNOT_TELL, "%s has %d MiB in use by nobody NVML lists" % (gpu, nobodys)
+    return "", ""
+
+
+def baseline(look: Look, uuids: Collection[str]) -> Dict[str, int]:
+    return {gpu.uuid: gpu.unaccounted_mib for gpu in look.gpus if gpu.uuid in uuids and gpu.unaccounted_mib is not None}
+
+
+def owed(baseline: Dict[str, int], look: Look, ours: Collection[int]) -> str:
+    """What the GPUs of a run that ended have not got back, as a sentence; "" if nothing."""
+    if look.error:
+        return "cannot see its GPUs: %s" % look.error
+    for uuid, before in baseline.items():
+        gpu = look.find(uuid)
+        if gpu is None or gpu.error:
+            return "%s is not to be seen: %s" % (uuid, "no such GPU now" if gpu is None else gpu.error)
+        left = [holder for holder in gpu.holders if holder.pid in ours]
+        if left:
+            return "%s is still held by %s" % (gpu, left[0])
+        now = gpu.unaccounted_mib
+        if now is not None and now > before + SLACK_MIB:
+            return "%s has %d MiB in use by nobody, %d before the run" % (gpu, now, before)
+    return ""
+
+
+def returned(baseline: Dict[str, int], look: Look, ours: Collection[int]) -> bool:
+    return not owed(baseline, look, ours)

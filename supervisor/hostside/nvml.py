@@ -1,0 +1,158 @@
+"""NVML, asked through nvidia-ml-py: the only file that knows `pynvml`. `read` runs in a child that may be killed (aside.py).
+
+`pynvml.py` travels beside this package, in the same archive. It is never imported where a run is owned: compiling its 8000
+lines takes 80-150 ms and leaves 3-6 MB behind. What the owner keeps is its text, compressed (63 kB), and from the first
+look on what that compiled to (111 kB), which makes every later look 40 ms instead of 150.
+"""
+
+from __future__ import annotations
+
+import functools
+import marshal
+import os
+import sys
+import types
+import zlib
+from typing import Any, Callable, Dict, List, Optional, Tuple
+
+LIBRARY = "libnvidia-ml.so.1"
+DEFAULT_FOLDERS = ("/lib64", "/usr/lib64", "/lib", "/usr/lib", "/usr/local/lib", "/usr/lib/wsl/lib")
+DEVICE = "/dev/nvidiactl"
+VGPU_GUEST = 2  # NVML_GPU_VIRTUALIZATION_MODE_VGPU
+
+_text = b""  # of pynvml.py, compressed; read while the archive that we run from is certainly there
+_code = b""  # what it compiled to, compressed
+
+
+def missing() -> str:
+    """Why there is nothing to ask, without asking; "" if there is. Costs a few stat(2): most hosts of a test have no GPU."""
+    if _library_exists():
+        return ""
+    if os.path.exists(DEVICE):
+        return "there is %s, but no %s where the loader looks (set LD_LIBRARY_PATH for this login)" % (DEVICE, LIBRARY)
+    return "no NVIDIA driver is installed"
+
+
+def _library_exists() -> bool:
+    """Where dlopen(3) looks: LD_LIBRARY_PATH, the loader's cache, its default folders."""
+    folders = [folder for folder in os.environ.get("LD_LIBRARY_PATH", "").split(":") if folder]
+    if any(os.path.exists(os.path.join(folder, LIBRARY)) for folder in (*folders, *DEFAULT_FOLDERS)):
+        return True
+    try:
+        with open("/etc/ld.so.cache", "rb") as file:
+            return LIBRARY.encode() + b"\0" in file.read()
+    except OSError:
+        return False
+
+
+def prepare() -> None:
+    """Take pynvml along: call it early, an archive may be swept away under a process that lives for weeks."""
+    global _text
+    if not _text and not missing():
+        loader: Any = __loader__  # type: ignore[name-defined]
+        archive = getattr(loader, "archive", None)  # zipimport's; a plain folder has none
+        beside = archive or os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+        _text = zlib.compress(loader.get_data(os.path.join(beside, "pynvml.py")), 1)
+
+
+def remember(code: bytes) -> None:
+    """What `read` compiled: the next child need not."""
+    global _code
+    _code = _code or code
+
+
+def read() -> Tuple[Dict[str, Any], bytes]:
+    """All that is asked of NVML, as plain data, and what to `remember`. Raises nothing for what NVML can answer."""
+    pynvml, code = _load()
+    try:
+        pynvml.nvmlInit()
+        driver = _text_of(pynvml.nvmlSystemGetDriverVersion())
+        cards = [_card(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount())]
+    except pynvml.NVMLError as error:
+        if error.value in (pynvml.NVML_ERROR_DRIVER_NOT_LOADED, pynvml.NVML_ERROR_LIBRARY_NOT_FOUND):
+            return {"none": "the NVIDIA driver is not loaded"}, code
+        return {"error": "NVML says: %s" % error}, code
+    return {"driver": driver, "cards": cards}, code
+
+
+def _load() -> Tuple[Any, bytes]:
+    fresh = b""
+    if _code:
+        code = marshal.loads(zlib.decompress(_code))
+    else:
+        prepare()
+        code = compile(zlib.decompress(_text), "pynvml.py", "exec", dont_inherit=True, optimize=2)
+        fresh = zlib.compress(marshal.dumps(code), 1)
+    module = types.ModuleType("pynvml")
+    sys.modules["pynvml"] = module  # it looks itself up there
+    exec(code, module.__dict__)
+    return module, fresh
+
+
+def _card(nvml: Any, index: int) -> Dict[str, Any]:
+    card: Dict[str, Any] = {"index": index, "slices": []}
+    try:
+        handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        _ask(nvml, handle, card)
+        card["mig"] = bool((_perhaps(nvml, lambda: nvml.nvmlDeviceGetMigMode(handle)) or [0])[0])
+        card["vgpu"] = _perhaps(nvml, lambda: nvml.nvmlDeviceGetVirtualizationMode(handle)) == VGPU_GUEST
+        for piece in _slices(nvml, handle) if card["mig"] else ():
+            card["slices"].append({})
+            _ask(nvml, piece, card["slices"][-1])
+    except nvml.NVMLError as error:
+        card["error"] = str(error)
+    return card
+
+
+def _ask(nvml: Any, handle: Any, device: Dict[str, Any]) -> None:
+    """Into `device`, one after the other: what a failing card answered before stays known."""
+    device["uuid"] = _text_of(nvml.nvmlDeviceGetUUID(handle))
+    device["name"] = _text_of(nvml.nvmlDeviceGetName(handle))
+    device["holders"] = _holders(nvml, handle)
+    memory = _perhaps(nvml, lambda: nvml.nvmlDeviceGetMemoryInfo(handle))  # v1: used + free = total, as nvidia-smi has it
+    if memory is not None:
+        device["total_mib"], device["used_mib"] = memory.total >> 20, memory.used >> 20
+
+
+def _slices(nvml: Any, handle: Any) -> List[Any]:
+    found = []
+    for number in range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
+        piece = _perhaps(nvml, functools.partial(nvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, number))
+        if piece is not None:
+            found.append(piece)
+    return found
+
+
+def _holders(nvml: Any, handle: Any) -> Optional[List[Dict[str, Any]]]:
+    """Both lists, by pid; None if this card does not tell who computes on it."""
+    found: Dict[int, Dict[str, Any]] = {}
+    for kind in ("Compute", "Graphics"):
+        listed = _running(nvml, "nvmlDeviceGet%sRunningProcesses" % kind, handle)
+        if listed is None and kind == "Compute":
+            return None
+        for process in listed or ():
+            mib = None if process.usedGpuMemory is None else process.usedGpuMemory >> 20
+            # who stands in both lists computes
+            found.setdefault(process.pid, {"pid": process.pid, "mib": mib, "kind": kind.lower()})
+    return sorted(found.values(), key=lambda holder: int(holder["pid"]))
+
+
+def _running(nvml: Any, function: str, handle: Any) -> Optional[List[Any]]:
+    """By versioned names, the newest that the library has: pynvml's unversioned one refuses every older library."""
+    listed = _perhaps(nvml, lambda: getattr(nvml, function + "_v3")(handle))
+    return listed if listed is not None else _perhaps(nvml, lambda: getattr(nvml, function + "_v2")(handle))
+
+
+def _perhaps(nvml: Any, ask: Callable[[], Any]) -> Optional[Any]:
+    """None where this card, driver or library has no such thing."""
+    try:
+        return ask()
+    except nvml.NVMLError as error:
+        unable = (nvml.NVML_ERROR_NOT_SUPPORTED, nvml.NVML_ERROR_FUNCTION_NOT_FOUND, nvml.NVML_ERROR_NOT_FOUND)
+        if error.value in unable:
+            return None
+        raise
+
+
+def _text_of(said: Any) -> str:
+    return said.decode(errors="replace") if isinstance(said, bytes) else str(said)
