@@ -9,7 +9,6 @@ from __future__ import annotations
 import enum
 import math
 import os
-import socket
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
@@ -23,7 +22,7 @@ from anyio.abc import ObjectReceiveStream, TaskStatus
 from supervisor.control import wire
 from supervisor.control.server import serve
 from supervisor.core.actions import Action, Unwatch, Watch
-from supervisor.core.facts import Fact, HostFound, Planned
+from supervisor.core.facts import Fact, HostFound, HostLost, Planned
 from supervisor.core.fleet import NOT_YET_ASKED, Fleet
 from supervisor.core.hand import meant
 from supervisor.core.left import left_over, not_serving
@@ -36,6 +35,7 @@ from supervisor.orders import Orders
 from supervisor.plan.build import Plan
 from supervisor.plan.diff import diff
 from supervisor.plan.launch import HostFacts
+from supervisor.runtime.greeting import Greeting
 from supervisor.runtime.hostlink import HostLink
 from supervisor.runtime.loop import supervise
 from supervisor.runtime.perform import Performer
@@ -45,6 +45,8 @@ from supervisor.transport import HostAddress, Transport, transport_for
 log = structlog.get_logger()
 
 OBSERVE_S = 3.0  # how long an onlooker waits for everything to show what it is
+ANSWERED_S = 0.2  # for the last lines to clients, which are still on their way
+SUPERSEDED_S = 1.0  # for whoever started this controller to come and read why it ends
 
 
 class Use(enum.Enum):
@@ -63,12 +65,13 @@ def version() -> str:
 class Controller:
     """One life of a controller. Call `run` once; `changes` and `snapshot` from tasks beside it."""
 
-    def __init__(self, files: Files, state: StateDir, use: Use, only: Sequence[str] = ()) -> None:
+    def __init__(self, files: Files, state: StateDir, use: Use, *, only: Sequence[str] = (), take_over: bool = False) -> None:
         """`only`: of these processes and services; of all others it hears nothing and knows nothing. With END only.
+        `take_over`: lead even where another controller of this deployment, alive, does.
 
         Raises UsageError for a name that the files do not know.
         """
-        self.state, self.use = state, use
+        self.state, self.use, self.superseded = state, use, ""
         self._files, self._plan = files, files.plan()
         if only:
             self._plan = self._plan.part(meant(only, self._plan.wanted))
@@ -84,13 +87,16 @@ class Controller:
         self._changed = anyio.Event()
         self._links: dict[str, HostLink] = {}
         self._secrets: dict[str, Mapping[str, str]] = {}
-        self._name = f"{socket.gethostname()}:{os.getpid()}"
+        self._me, self._take_over = Greeting(self._since_s), take_over
         self._ended = anyio.Event()
         self._told = self._taken = 0  # facts on their way through the inbox
         self.orders = Orders(self)
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        """Until the deployment was brought down through it, or it is cancelled (which touches nothing that runs)."""
+        """Until the deployment was brought down through it, or it is cancelled (which touches nothing that runs).
+
+        Ends as well when another controller runs the deployment; `superseded` then says which.
+        """
         self.fleet = replace(self.fleet, epoch_s=anyio.current_time(), epoch_ms=int(time.time() * 1000))
         self._send, inbox = anyio.create_memory_object_stream[Fact](math.inf)
         if self.use is Use.SERVE:
@@ -98,7 +104,7 @@ class Controller:
         async with self._send, inbox, anyio.create_task_group() as tasks:
             self._tasks = tasks
             self._performer = Performer(
-                tasks, self._links, self.tell, lambda name: _ports(self.fleet, name), self._name, self._secrets
+                tasks, self._links, self.tell, lambda name: _ports(self.fleet, name), self._me.name, self._secrets
             )
             if self.use is Use.SERVE:
                 await tasks.start(self._serve)
@@ -122,6 +128,9 @@ class Controller:
             fact = replace(fact, runs=tuple(run for run in fact.runs if run.process in self._plan.processes))
         self._told += 1
         self._send.send_nowait(fact)
+        if self.use is Use.SERVE and isinstance(fact, HostLost) and fact.held_by and not self.superseded:
+            self.superseded = fact.why
+            self._tasks.start_soon(self._end_soon, SUPERSEDED_S)
         await anyio.lowlevel.checkpoint()
 
     async def taken_in(self) -> None:
@@ -131,6 +140,8 @@ class Controller:
             await self.change()
 
     def _perform(self, action: Action) -> None:
+        if self.superseded:
+            return  # it gave way, on all hosts at once
         if self.use is not Use.OBSERVE or isinstance(action, Watch | Unwatch):
             self._performer(action)
 
@@ -160,13 +171,9 @@ class Controller:
         await self.tell(Planned(plan.wanted))
 
     def _link(self, host: Host) -> HostLink:
-        hello = {
-            "deployment": self._plan.deployment,
-            "controller": self._name,
-            "epoch": int(self._since_s * 1000),
-            "read_only": self.use is Use.OBSERVE,
-        }
-        return HostLink(host.name, lambda: connect(host), hello, self.tell, persist=self.use is not Use.OBSERVE)
+        onlooker = self.use is Use.OBSERVE
+        hello = self._me.hello(self._plan.deployment, read_only=onlooker, take_over=self._take_over)
+        return HostLink(host.name, lambda: connect(host), hello, self.tell, persist=not onlooker)
 
     async def _heartbeat(self) -> None:
         while True:
@@ -248,7 +255,7 @@ class Controller:
                 left = left_over(self.fleet)
                 failed = await self.purge() if request.args.get("purge") and not left else []
                 yield {"ended": {"left": left, "failed": failed}}
-                self._tasks.start_soon(self._end_soon)
+                self._tasks.start_soon(self._end_soon, ANSWERED_S)
             case "stop" | "start" | "restart" as verb:
                 async for item in self._by_hand(verb, request.args):
                     yield item
@@ -267,8 +274,8 @@ class Controller:
                 yield _plain(seen)
             yield {"ended": {"left": not_serving(self.fleet, names), "failed": []}}
 
-    async def _end_soon(self) -> None:
-        await anyio.sleep(0.2)  # the last lines to clients are still on their way
+    async def _end_soon(self, delay_s: float) -> None:
+        await anyio.sleep(delay_s)
         self.end()
 
     async def _apply(self, args: Mapping[str, object]) -> AsyncIterator[Mapping[str, object]]:

@@ -6,6 +6,8 @@ Nothing outside this tree is caught to keep going: an unknown exception is a bug
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class NorayError(Exception):
     """Base of all of them. `hint` is shown on a line of its own."""
@@ -25,6 +27,14 @@ class UsageError(NorayError):
 
 class HostRefused(NorayError):
     """The host answered no (key, permission, missing interpreter, foreign claim). Not retried until asked."""
+
+
+class Superseded(HostRefused):
+    """Another controller, alive, runs this deployment on that host. `holder` is what it says of itself."""
+
+    def __init__(self, message: str, holder: Mapping[str, str]) -> None:
+        super().__init__(message, hint="to run it from here: noray up --take-over")
+        self.holder = holder
 
 
 class HostUnreachable(NorayError):

@@ -88,7 +88,7 @@ class Orders:
             if done():
                 return
             if stuck():
-                if waited:
+                if waited or all(host.up or host.refused for host in self._to.fleet.hosts.values()):
                     return
                 waited = True
                 with anyio.move_on_after(UNREACHED_S):

@@ -25,6 +25,7 @@ def parser() -> argparse.ArgumentParser:
     _files(verb)
     verb.add_argument("--detach", action="store_true", help="return when everything is ready")
     verb.add_argument("--yes", "-y", action="store_true", help="do not ask before changing what runs")
+    _take_over(verb)
 
     verb = _add(verbs, "plan", plan.run, "show what `up` would run, and how that differs from what runs")
     _files(verb)
@@ -80,6 +81,7 @@ def parser() -> argparse.ArgumentParser:
 
     verb = _add(verbs, "serve", serve.run, "be the controller, in the foreground (what `up` starts in the background)")
     _files(verb)
+    _take_over(verb)
     return top
 
 
@@ -103,6 +105,10 @@ def _deployment(verb: argparse.ArgumentParser) -> None:
 def _names(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("names", nargs="+", metavar="NAME", help="processes or services")
     _deployment(verb)
+
+
+def _take_over(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--take-over", action="store_true", help="be the controller even if another one, alive, is")
 
 
 def _json(verb: argparse.ArgumentParser) -> None:

@@ -10,6 +10,7 @@ import anyio
 from supervisor.app import Controller, Use
 from supervisor.cli.common import read_files
 from supervisor.effects.statedir import of
+from supervisor.errors import NorayError
 from supervisor.log import configure
 
 
@@ -17,7 +18,10 @@ def run(args: argparse.Namespace) -> int:
     files = read_files(args.file, args.inventory)
     state = of(files.plan().deployment)
     configure()
-    anyio.run(_serve, Controller(files, state, Use.SERVE))
+    controller = Controller(files, state, Use.SERVE, take_over=args.take_over)
+    anyio.run(_serve, controller)
+    if controller.superseded:
+        raise NorayError(controller.superseded)
     return 0
 
 

@@ -39,7 +39,7 @@ async def _run(args: argparse.Namespace, files: Files) -> int:
     state = of(files.plan().deployment)
     joined = await _is_running(state)
     if not joined:
-        await _start(state, files)
+        await _start(state, files, args.take_over)
     elif not await _apply(state, files, args.yes):
         return 1
     session = Session(state, detach=args.detach, joined=joined)
@@ -58,12 +58,14 @@ async def _is_running(state: StateDir) -> bool:
         return False
 
 
-async def _start(state: StateDir, files: Files) -> None:
+async def _start(state: StateDir, files: Files, take_over: bool) -> None:
     """A controller in the background, in a session of its own, deaf to this terminal."""
     state.create()
     argv = [sys.executable, "-m", "supervisor", "serve", str(files.deployment_path)]
     if files.inventory_path:
         argv += ["-i", str(files.inventory_path)]
+    if take_over:
+        argv += ["--take-over"]
     env = {key: value for key, value in os.environ.items() if key != "NORAY_INVENTORY"}
     with state.log.open("ab") as log:
         begun = log.tell()
@@ -112,11 +114,13 @@ class Session:
     async def follow(self) -> None:
         """Until it is ready (--detach), until it failed to start, or until somebody ends it."""
         ready_once = down = told = False
+        superseded = ""
         try:
             async with connect(self.state.socket) as client:
                 async for seen in self._snapshots(client):
                     self._show(seen)
                     down = word(seen) == "STOPPED"
+                    superseded = superseded_by(seen)
                     if self._ending is not None:
                         break
                     if seen["processes"] and not told:
@@ -135,6 +139,9 @@ class Session:
                 return  # somebody else said `noray down`
             if self._ending is None:
                 self.code = 1
+                if superseded:
+                    sys.stderr.write(f"noray: this controller gave way. {superseded}\n")
+                    return
                 sys.stderr.write("noray: the controller ended; what runs goes on, unhealed (see: noray status)\n")
                 return
         if self._ending is not None:
@@ -156,7 +163,7 @@ class Session:
         self.code = 1
         write(self.progress.finish())
         sys.stderr.write(show_why(seen, look()))
-        if not self.joined:
+        if not self.joined and not superseded_by(seen):  # what another controller runs is not ours to end
             await self._end()
 
     async def heed_signals(self, scope: anyio.CancelScope) -> None:
@@ -196,6 +203,11 @@ def hopeless(seen: Status) -> bool:
     """Something will not come up by waiting."""
     refused = any(h["state"] == "refused" for h in seen["hosts"])
     return refused or any(p["state"] in ("failed", "stuck") for p in seen["processes"])
+
+
+def superseded_by(seen: Status) -> str:
+    """Why another controller runs this deployment and not ours; empty if ours does."""
+    return next((h.get("reason", "") for h in seen["hosts"] if h.get("held_by")), "")
 
 
 __all__ = ["CTRL_C_AGAIN", "run"]

@@ -43,6 +43,7 @@ REFUSALS = {
     "held": Cause("what it needs is held by somebody else", Retry.NEVER),
     "port": Cause("its port is taken", Retry.NEVER),
     "missing": Cause("something it needs is not there", Retry.NEVER),
+    "logout": Cause("it would end when its login ends", Retry.NEVER),
     "exec": Cause("it cannot be executed", Retry.NEVER),
     "start": Cause("its start was interrupted", Retry.AT_ONCE),
 }

@@ -16,7 +16,7 @@ class Exit:
     signal: int | None
     at_ms: int  # wall clock of the host
     asked: bool
-    cause: str = ""  # a word for refusals (held, port, missing, exec, start), else a sentence or nothing
+    cause: str = ""  # a word for refusals (held, port, missing, logout, exec, start), else a sentence or nothing
     message: str = ""
     fenced_ms: int | None = None  # when its keeper took it out of routing
 

@@ -62,12 +62,30 @@ class Told:
 
 
 @dataclass(frozen=True, slots=True)
+class Logout:
+    """Whether what runs on a host outlives the login that started it, as the host judges. `remedy`: a command for there."""
+
+    survives: bool | None = None
+    why: str = ""
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class HostFound:
     """A host answered, with every run it has on record: the newest finished one of a process, and every live one."""
 
     host: str
     runs: tuple[RunState, ...]
     boot_id: str = ""
+    logout: Logout = field(default_factory=Logout)
+
+
+@dataclass(frozen=True, slots=True)
+class LogoutTold:
+    """A host judges anew what a logout does: somebody acted on the remedy, or undid it."""
+
+    host: str
+    logout: Logout
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +95,7 @@ class HostLost:
     host: str
     why: str
     refused: bool = False  # the host said no: a human must act, nobody retries
+    held_by: Mapping[str, str] = field(default_factory=dict)  # the controller that runs the deployment there, if that is why
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,4 +149,4 @@ class Planned:
     wanted: Mapping[str, Wanted]
 
 
-Fact = Planned | Told | HostFound | HostLost | Probed | Due | StopAsked | Asked
+Fact = Planned | Told | HostFound | HostLost | LogoutTold | Probed | Due | StopAsked | Asked

@@ -10,7 +10,21 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from .actions import Action, Stop, Unwatch, Watch
-from .facts import Asked, Due, Fact, HostFound, HostLost, Phase, Planned, Probed, RunState, StopAsked, Told
+from .facts import (
+    Asked,
+    Due,
+    Fact,
+    HostFound,
+    HostLost,
+    Logout,
+    LogoutTold,
+    Phase,
+    Planned,
+    Probed,
+    RunState,
+    StopAsked,
+    Told,
+)
 from .hand import Holds, after, covers, dropped, held_by, lowered, raised, within
 from .process import AT_REST, Body, Event, Process, State, at_rest, settle, step, with_run
 from .wanted import Wanted
@@ -29,6 +43,8 @@ class Host:
     why: str = NOT_YET_ASKED
     boot_id: str = ""
     since_s: float = 0.0
+    logout: Logout = field(default_factory=Logout)
+    held_by: Mapping[str, str] = field(default_factory=dict)  # another controller
 
     @property
     def unasked(self) -> bool:
@@ -98,6 +114,8 @@ def step_fleet(fleet: Fleet, fact: Fact, now_s: float) -> Result:
             fleet, actions = _host_found(fleet, fact, now_s)
         case HostLost():
             fleet, actions = _host_lost(fleet, fact, now_s)
+        case LogoutTold(host, logout) if host in fleet.hosts:
+            fleet = replace(fleet, hosts={**fleet.hosts, host: replace(fleet.hosts[host], logout=logout)})
         case Probed(process, run) if _is_about(fleet, process, run):
             fleet, actions = _move(fleet, process, Event.PROBED, fact, now_s)
         case Due(process, run) if _is_about(fleet, process, run):
@@ -186,7 +204,7 @@ def _told(fleet: Fleet, host: str, state: RunState, now_s: float) -> Result:
 
 def _host_found(fleet: Fleet, found: HostFound, now_s: float) -> Result:
     """Adopt what is wanted, end what is not, and tell every other process of that host that it has no run."""
-    host = Host(found.host, up=True, why="", boot_id=found.boot_id, since_s=now_s)
+    host = Host(found.host, up=True, why="", boot_id=found.boot_id, since_s=now_s, logout=found.logout)
     elsewhere = {run: s for run, s in fleet.surplus.items() if s.host != found.host}
     fleet = replace(fleet, hosts={**fleet.hosts, found.host: host}, surplus=elsewhere)
     actions: list[Action] = []
@@ -223,7 +241,8 @@ def _may_adopt(process: Process, state: RunState) -> bool:
 def _host_lost(fleet: Fleet, fact: HostLost, now_s: float) -> Result:
     known = fleet.hosts.get(fact.host)
     since = known.since_s if known and not known.up and known.why != NOT_YET_ASKED else now_s
-    host = Host(fact.host, refused=fact.refused, why=fact.why, boot_id=known.boot_id if known else "", since_s=since)
+    boot_id = known.boot_id if known else ""
+    host = Host(fact.host, refused=fact.refused, why=fact.why, boot_id=boot_id, since_s=since, held_by=fact.held_by)
     fleet = replace(fleet, hosts={**fleet.hosts, fact.host: host})
     actions: list[Action] = []
     for name, process in fleet.processes.items():

@@ -74,6 +74,12 @@ class ProcessStatus(TypedDict):
     held: NotRequired[HeldStatus]  # stopped by hand, and so until `noray start`
 
 
+class LogoutStatus(TypedDict):
+    survives: bool | None  # None: nobody can tell
+    why: str
+    remedy: str  # a command to type on that host; "" where nothing is wrong
+
+
 class HostStatus(TypedDict):
     name: str
     state: str  # up | anything else
@@ -81,6 +87,8 @@ class HostStatus(TypedDict):
     boot_id: str
     gpus: list[GpuStatus]
     reason: NotRequired[str]  # why it is not up
+    logout: NotRequired[LogoutStatus]  # whether what runs there outlives the login that started it
+    held_by: NotRequired[dict[str, str]]  # the other controller that runs the deployment: controller, user, since
 
 
 class Status(TypedDict):

@@ -135,4 +135,8 @@ def _host(host: Host, asof: float, wall: Wall) -> HostStatus:
     }
     if not host.up:
         made["reason"] = host.why
+    if host.logout.why:
+        made["logout"] = {"survives": host.logout.survives, "why": host.logout.why, "remedy": host.logout.remedy}
+    if host.held_by:
+        made["held_by"] = dict(host.held_by)
     return made

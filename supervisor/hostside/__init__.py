@@ -7,21 +7,25 @@ It ships as text: a zipapp of this folder (under the name `noray_host`), run by 
     keeper  owns one run: starts it, waits for it, fences it, stops its tree; outlives link and controller
     pump    moves the run's output into its log; is the keeper's heir, as the keeper is the pump's
 
-Files, in the order a start passes through them:
+Files:
 
-    main.py     picks the program            spawn.py    the start protocol, step by step
-    link.py     one controller's link        birth.py    a keeper begins: a new run, or an abandoned one
-    runstate.py how a run is told            keeper.py   the loop that owns one run
-    reactor.py  poll, timers, JSON lines     pump.py     output into log segments
-    rundir.py   what is on disk, versioned   ladder.py   how a stop escalates (pure)
-    claims.py   GPUs, ports, names, held     tree.py     everything a run ever started, and signalling it
-    ports.py    choose, bind-test, who has   fence.py    out of Dynamo's routing, at once
-    procfs.py   /proc, read once, in one way http.py     one HTTP request without blocking the link
-    output.py   the keeper's end of the pump  fencing.py when it is fenced, and how often
-    facts.py    what a host says of itself     gpus.py   its GPUs, who holds them, what follows (pure)
-    nvml.py     NVML, asked in a child        aside.py  work that may hang, in a child with a deadline
-    holders.py  who holds a GPU, by /proc
-    tail.py     stream a log over a channel of its own
+    talking     main.py     picks the program                  link.py     one controller's link
+                facts.py    what a host says of itself         tail.py     stream a log over a channel of its own
+                runstate.py how a run is told                  http.py     one HTTP request without blocking the link
+    a run       spawn.py    the start protocol, step by step   birth.py    a keeper begins: a new run, or an abandoned one
+                keeper.py   the loop that owns one run         rundir.py   what is on disk, versioned
+    its output  pump.py     from a FIFO into log segments      output.py   the keeper's end of the pump
+    its tree    tree.py     who belongs to it, signalling      cgroup.py   one of its own, where that can be had
+                roster.py   who was seen, for the heir         shm.py      what it leaves in /dev/shm
+    its end     ladder.py   how a stop escalates (pure)        ending.py   carrying that out, and proving nobody is left
+                fence.py    out of Dynamo's routing, at once   fencing.py  when, and how often
+    its GPUs    lending.py  clean, its own, given back         gpus.py     what a look shows, and what follows (pure)
+                nvml.py     the only file that knows pynvml    holders.py  who holds a GPU, by /proc
+                aside.py    work that may hang, in a child with a deadline
+    the host    claims.py   GPUs, ports, names, held           ports.py    choose, bind-test, who has them
+                procfs.py   /proc, read once, in one way       reactor.py  poll, timers, JSON lines
+                logout.py   what ends when its user logs out   dbus.py     as much D-Bus as that takes
+                libc.py     the C library
 """
 
 VERSION = 1  # of the conversation and of every record on disk; older ones stay readable for ever

@@ -14,8 +14,9 @@ import time
 from typing import Callable, Dict, Optional, Set
 
 from . import procfs
+from .libc import libc
 from .reactor import CHUNK, READ, Reactor
-from .tree import libc, send
+from .tree import send
 
 PR_SET_PDEATHSIG = 1
 KILLED_S = 0.2  # how long the kernel is given to end what was killed

@@ -11,7 +11,7 @@ import socket
 import time
 from typing import Any, Dict, List, Optional
 
-from . import cgroup, claims, lending, procfs, spawn
+from . import cgroup, claims, lending, logout, procfs, spawn
 from .keeper import Keeper
 from .reactor import Lines, Reactor
 from .rundir import Run
@@ -46,9 +46,12 @@ def keep(base: str, deployment: str, spec: Dict[str, Any], env: Dict[str, str], 
     keeper: Optional[Keeper] = None
     try:
         spawn.reached("made")
+        note = logout.settle(run, spec)
         held = spawn.claim(run, spec)
         spawn.reached("claimed")
         keeper = _prepare(run, spec, held, lock)
+        if note:
+            keeper.note(note)
         spawn.reached("listening")
         _bear(keeper, env)
     except Exception as error:  # whatever it is: nothing runs, and the controller is told

@@ -42,6 +42,14 @@ class Held(Exception):
 
 def hold(name: str) -> socket.socket:
     """Take the claim or raise `Held`. Close the socket (in every process that has it) to let it fall."""
+    sock = take(name)
+    if sock is None:
+        raise Held(name, ask(name) or {})
+    return sock
+
+
+def take(name: str) -> Optional[socket.socket]:
+    """The claim; None if somebody holds it, without asking who."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.bind(address(name))
@@ -49,7 +57,7 @@ def hold(name: str) -> socket.socket:
         sock.close()
         if error.errno != errno.EADDRINUSE:
             raise
-        raise Held(name, ask(name) or {}) from None
+        return None
     sock.listen(16)
     sock.setblocking(False)
     return sock

@@ -7,7 +7,7 @@ import socket
 import sys
 from typing import Any, Dict
 
-from . import VERSION, procfs
+from . import VERSION, logout, procfs
 from .runstate import wall_ms
 
 KEPT = ("HOME", "USER", "LOGNAME", "SHELL", "LANG", "TZ", "TMPDIR", "PATH", "LD_LIBRARY_PATH", "XDG_RUNTIME_DIR")
@@ -36,5 +36,6 @@ def host_facts(base: str) -> Dict[str, Any]:
         "uid": os.getuid(),
         "login": kept,
         "gpus": [],
+        "logout": logout.verdict(),
         "now_ms": wall_ms(),
     }

@@ -1,15 +1,15 @@
 """The link: one controller's conversation with this host. It owns nothing: when it dies, nothing else does.
 
 In:  hello, ping, start, stop, fence, http, tail, purge (JSON lines; the first must be hello)
-Out: hello with every run on record, then {"state": …} on each change of a run, {"reply": id, …}, {"pong": n}
+Out: hello with every run on record, then {"state": …} on each change of a run, {"reply": id, …}, {"pong": n},
+     {"logout": …} when what a logout does has changed
 
 It ends itself 10 s after the last line it heard: sshd notices a vanished peer only when asked to, and every partition would
-leave a link behind. A host obeys the controller with the highest epoch only; a read-only link may not change anything.
+leave a link behind. A host obeys one controller of a deployment only (`lead.py`); a read-only link may not change anything.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -17,7 +17,8 @@ import socket
 import time
 from typing import Any, Dict, Optional
 
-from . import VERSION, birth, facts, http, pump, rundir
+from . import VERSION, birth, facts, http, logout, pump, rundir
+from .lead import Holder, Lead, sentence
 from .reactor import Lines, Reactor
 from .rundir import Run
 from .runstate import close_unborn, finished_state, run_state, wall_ms
@@ -38,14 +39,15 @@ class Link:
     def __init__(self, base: str, reactor: Reactor) -> None:
         self.base, self.reactor = base, reactor
         self.deployment = ""
-        self.controller = ""
-        self.epoch = 0
-        self.read_only = True
+        self.read_only = True  # until it leads
         self.states: Dict[str, Dict[str, Any]] = {}  # run -> last state told
         self.keepers: Dict[str, Lines] = {}
         self.waiting: Optional[Dict[str, Run]] = None  # whose keeper's first word hello waits for
         self.orders: Dict[str, Dict[str, Dict[str, Any]]] = {}  # run -> op -> the last one, for whoever is its keeper
+        self.logout: Dict[str, Any] = {}  # the verdict last told
         self.heard = time.monotonic()
+        self.lines = 0  # heard so far
+        self.lead = Lead(base, reactor, lambda: self.lines, lambda: self.line.send({"ask": "ping"}), self._outranked)
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         reactor.on_signals({signal.SIGCHLD: self._reap, signal.SIGTERM: reactor.stop, signal.SIGHUP: reactor.stop})
@@ -56,6 +58,7 @@ class Link:
 
     def _received(self, message: Dict[str, Any]) -> None:
         self.heard = time.monotonic()
+        self.lines += 1
         op = message.get("op")
         if op == "hello":
             self._hello(message)
@@ -78,15 +81,22 @@ class Link:
             self.reactor.stop()
 
     def _hello(self, message: Dict[str, Any]) -> None:
-        self.deployment, self.controller = message["deployment"], message["controller"]
-        self.read_only, self.epoch = bool(message.get("read_only")), int(message.get("epoch", 0))
+        self.deployment = message["deployment"]
         if message.get("v") != VERSION:
             return self._refuse("this host's link speaks version %d, the controller %s" % (VERSION, message.get("v")))
-        if not self.read_only:
-            newer = self._newer_controller()
-            if newer:
-                return self._refuse(newer)
-            self._write_epoch()
+        if message.get("read_only"):
+            return self._welcome()
+        return self.lead.seek(message, SILENCE_S, self._leads, self._outranked)
+
+    def _leads(self) -> None:
+        self.read_only = False
+        self._welcome()
+
+    def _outranked(self, holder: Holder) -> None:
+        self.line.send({"refused": sentence(holder), "holder": holder})
+        self.reactor.stop()
+
+    def _welcome(self) -> None:
         self.waiting = {}
         latest: Dict[str, Run] = {}
         for run in rundir.runs(self.base, self.deployment):
@@ -99,7 +109,6 @@ class Link:
             self.states[run.run] = finished_state(run)
         self.reactor.after(HELLO_WAIT_S, self._answer_hello)
         self._heard_all()
-        return None
 
     def _refuse(self, why: str) -> None:
         self.line.send({"refused": why})
@@ -118,7 +127,9 @@ class Link:
             note = "its keeper has not answered yet"
             self.states[run.run] = run_state(run, spec, record, run.record("exit.json"), "running", notes=[note])
         self.waiting = None
-        self.line.send({"hello": dict(facts.host_facts(self.base), runs=list(self.states.values()))})
+        found = facts.host_facts(self.base)
+        self.logout = found["logout"]
+        self.line.send({"hello": dict(found, runs=list(self.states.values()))})
 
     def _tell(self, state: Dict[str, Any]) -> None:
         run = state["run"]
@@ -131,39 +142,14 @@ class Link:
         else:
             self.line.send({"state": state})
 
-    # --- one controller per deployment ----------------------------------------------------------------------------------
-
-    def _epoch_file(self) -> str:
-        return os.path.join(self.base, "runs", self.deployment, ".controller")
-
-    def _newer_controller(self) -> str:
-        """Who has a higher epoch than ours, as a sentence; empty if nobody."""
-        try:
-            with open(self._epoch_file()) as file:
-                known = json.load(file)
-        except (FileNotFoundError, ValueError):
-            return ""
-        if (known["epoch"], known["controller"]) <= (self.epoch, self.controller):
-            return ""
-        return "deployment %s has a newer controller: %s, since %s" % (
-            self.deployment,
-            known["controller"],
-            known["since"],
-        )
-
-    def _write_epoch(self) -> None:
-        path = self._epoch_file()
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        with open(path + ".new", "w") as file:
-            since = time.strftime("%Y-%m-%d %H:%M:%S %z")
-            json.dump({"epoch": self.epoch, "controller": self.controller, "since": since}, file)
-        os.rename(path + ".new", path)
-
     def _may_change(self, message: Dict[str, Any]) -> bool:
-        why = "this link is read-only" if self.read_only else self._newer_controller()
-        if why:
-            self._refuse(why)
-        return not why
+        if self.read_only:
+            self._refuse("this link is read-only")
+            return False
+        successor = self.lead.successor()
+        if successor is not None:
+            self._outranked(successor)
+        return successor is None
 
     # --- runs and their keepers -----------------------------------------------------------------------------------------
 
@@ -174,6 +160,7 @@ class Link:
             # A repeated start is one start. What two links ask at once meets at the mkdir of the run directory.
             return self._tell(self.states[run.run]) if run.run in self.states else self._attach(run)
         rundir.prune(self.base, self.deployment, spec["process"])
+        self._judge_logout()
         ours, theirs = socket.socketpair()
         pid = os.fork()
         if pid == 0:
@@ -186,6 +173,14 @@ class Link:
                 os._exit(code)
         theirs.close()
         return self._listen(run, ours.detach())
+
+    def _judge_logout(self) -> None:
+        """Said again when it has changed; asked again only while something is wrong, as it costs a millisecond or two."""
+        if self.logout.get("remedy"):
+            found = logout.verdict()
+            if found != self.logout:
+                self.logout = found
+                self.line.send({"logout": found})
 
     def _attach(self, run: Run) -> None:
         """Talk to whoever owns this run; if nobody does, start its heir, or close its records if it cannot be alive."""

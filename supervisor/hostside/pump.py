@@ -22,7 +22,7 @@ import time
 from typing import Iterator, List, Optional, Tuple
 
 from . import times
-from .tree import libc
+from .libc import libc
 
 SEGMENT_BYTES = 16 << 20
 SEGMENTS_KEPT = 8

@@ -18,12 +18,11 @@ from typing import Callable, Dict, Iterator, Optional, Set
 
 from . import procfs
 from .cgroup import Cgroup
+from .libc import libc
 
 PR_SET_CHILD_SUBREAPER = 36
 SYS_PIDFD_SEND_SIGNAL, SYS_PIDFD_OPEN = 424, 434  # the same on every architecture since Linux 5.3
 FREEZE_S = 2.0  # a fork bomb stops growing long before; if not, those found die, and the sweep comes again
-
-libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Tree:

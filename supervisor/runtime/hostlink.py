@@ -15,11 +15,11 @@ from typing import Any
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from supervisor.core.facts import Fact, HostFound, HostLost, Told
-from supervisor.errors import HostRefused, HostUnreachable
+from supervisor.core.facts import Fact, HostFound, HostLost, LogoutTold, Told
+from supervisor.errors import HostRefused, HostUnreachable, Superseded
 from supervisor.plan.launch import HostFacts
 from supervisor.probes.ask import HttpRequest
-from supervisor.runtime.parse import host_facts, run_state
+from supervisor.runtime.parse import host_facts, logout, run_state
 from supervisor.transport.base import Channel, Transport
 
 VERSION = 1
@@ -27,6 +27,7 @@ OPEN_S = 15.0
 PING_S = 2.0
 SILENT_S = 6.0  # three pings unanswered
 FIRST_AGAIN_S, MAX_AGAIN_S = 0.2, 15.0
+YIELD_S = 10.0  # for a controller that started after us to notice that it came second
 
 
 class HostLink:
@@ -49,6 +50,7 @@ class HostLink:
         self._replies: dict[int, MemoryObjectSendStream[dict[str, Any]]] = {}
         self._count = 0
         self._heard_s = 0.0
+        self._contested_s: float | None = None
 
     async def run(self) -> None:
         """Connect, serve, and again with growing pauses. A host that refuses is asked no more."""
@@ -67,7 +69,8 @@ class HostLink:
                         await transport.aclose()
             except HostRefused as refusal:
                 hint = f" ({refusal.hint})" if refusal.hint else ""
-                await self._tell(HostLost(self.name, f"{refusal}{hint}", refused=True))
+                held_by = refusal.holder if isinstance(refusal, Superseded) else {}
+                await self._tell(HostLost(self.name, f"{refusal}{hint}", refused=True, held_by=held_by))
                 return
             except HostUnreachable as lost:
                 if self._heard_s:
@@ -116,14 +119,18 @@ class HostLink:
             return 0, str(reply["error"]).encode()
         return int(reply["status"]), str(reply["body"]).encode("latin-1")
 
+    @property
+    def _epoch(self) -> int:
+        epoch = self._hello.get("epoch", 0)
+        assert isinstance(epoch, int)
+        return epoch * 1000 + self._generation
+
     # --- one generation ---------------------------------------------------------------------------------------------
 
     async def _serve(self, transport: Transport) -> None:
         """Until the line breaks: raises HostUnreachable or HostRefused, nothing else."""
         channel = await transport.open("link", OPEN_S)
-        epoch = self._hello.get("epoch", 0)
-        assert isinstance(epoch, int)
-        await channel.send({**self._hello, "op": "hello", "v": VERSION, "epoch": epoch * 1000 + self._generation})
+        await channel.send({**self._hello, "op": "hello", "v": VERSION, "epoch": self._epoch})
         send, receive = anyio.create_memory_object_stream[Mapping[str, object]](math.inf)
         self.transport, self._out = transport, send
         self._heard_s = anyio.current_time()
@@ -139,6 +146,7 @@ class HostLink:
             receive.close()
 
     async def _read(self, channel: Channel) -> None:
+        found = False
         async for said in channel:
             self._heard_s = anyio.current_time()
             if "state" in said:
@@ -148,13 +156,33 @@ class HostLink:
                 if waiting is not None:
                     waiting.send_nowait(said)
             elif "hello" in said:
+                found = True
                 hello = _mapping(said["hello"])
                 self.facts = host_facts(hello, int(time.time() * 1000))
                 runs = tuple(run_state(run) for run in hello["runs"])
-                await self._tell(HostFound(self.name, runs, self.facts.boot_id))
+                self._contested_s = None
+                # Said once: later it could put out one that meanwhile took over from us.
+                self._hello = {key: value for key, value in self._hello.items() if key != "take_over"}
+                await self._tell(HostFound(self.name, runs, self.facts.boot_id, self.facts.logout))
+            elif "logout" in said:
+                await self._tell(LogoutTold(self.name, logout(_mapping(said["logout"]))))
+            elif "ask" in said:
+                self.post({"op": "ping", "n": 0})  # somebody wants to know whether we live
             elif "refused" in said:
-                raise HostRefused(f"{self.name}: {said['refused']}")
+                raise self._refusal(str(said["refused"]), said.get("holder"), found)
         raise HostUnreachable(f"the line to {self.name} ended")
+
+    def _refusal(self, why: str, holder: object, found: bool) -> HostRefused | HostUnreachable:
+        """Of two controllers started at once over several hosts each may lead on some: the younger one gives way."""
+        why = f"{self.name}: {why}"
+        if not isinstance(holder, dict):
+            return HostRefused(why)
+        if not found and int(holder.get("asked") or 0) > self._epoch:
+            now_s = anyio.current_time()
+            self._contested_s = now_s if self._contested_s is None else self._contested_s
+            if now_s - self._contested_s < YIELD_S:
+                return HostUnreachable(why)
+        return Superseded(why, {key: str(holder.get(key)) for key in ("deployment", "controller", "user", "since")})
 
     async def _write(self, channel: Channel, messages: MemoryObjectReceiveStream[Mapping[str, object]]) -> None:
         async for message in messages:

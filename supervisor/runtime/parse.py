@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from supervisor.core.exit import Exit
-from supervisor.core.facts import Phase, RunGpu, RunState
+from supervisor.core.facts import Logout, Phase, RunGpu, RunState
 from supervisor.plan.launch import HostFacts
 
 
@@ -57,7 +57,12 @@ def host_facts(said: Mapping[str, Any], now_ms: int) -> HostFacts:
         hostname=said.get("hostname", ""),
         python_version=said.get("python_version", ""),
         clock_ahead_ms=said.get("now_ms", now_ms) - now_ms,
+        logout=logout(said.get("logout", {})),
     )
+
+
+def logout(said: Mapping[str, Any]) -> Logout:
+    return Logout(said.get("survives"), said.get("why", ""), said.get("remedy", ""))
 
 
 def text(data: str) -> str:

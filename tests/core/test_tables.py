@@ -40,7 +40,13 @@ def climb(*history: tuple[str, float], term_s: float = 30.0) -> list[str | None]
 
 def test_memory_that_does_not_come_back_is_held_and_still_ends_when_it_does() -> None:
     step, did = ladder.Ladder(gpus=True), []
-    for event, now in [(ladder.ASK, 0.0), (ladder.EMPTY, 1.0), (ladder.EMPTY, 2.0), (ladder.DUE, 31.0), (ladder.RETURNED, 99.0)]:
+    for event, now in [
+        (ladder.ASK, 0.0),
+        (ladder.EMPTY, 1.0),
+        (ladder.EMPTY, 2.0),
+        (ladder.DUE, 31.0),
+        (ladder.RETURNED, 99.0),
+    ]:
         step, entered = ladder.on(step, event, now)
         did.append(entered)
     assert did == [ladder.TERM_LEADER, ladder.GPU_RETURN, None, ladder.GPU_HELD, ladder.DONE]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from typing import Any
@@ -69,7 +70,7 @@ def test_every_byte_has_its_time(host: Host, link: Link) -> None:
     assert [offset for offset, _ in marks] == [0, 2, 4, 5]
     times = [at for _, at in marks]
     assert began - 1000 < times[0] < times[1] < times[2] < times[3] < time.time() * 1000 + 1000
-    assert all(later - earlier >= 45 for earlier, later in zip(times, times[1:], strict=False))
+    assert all(later - earlier >= 45 for earlier, later in itertools.pairwise(times))
     assert told(host, ago_ms=3600_000)[2]["offset"] == 0
     ago = int(time.time() * 1000) - times[1]
     assert data(told(host, ago_ms=ago)) in (b"b\ncd\n", b"cd\n"), "by the index, at a line"
@@ -158,5 +159,3 @@ def test_a_reader_slower_than_the_rotation_hears_how_much_it_missed(host: Host) 
     assert gaps
     assert all(gap > 0 for gap in gaps)
     link.stopped()
-
-

@@ -94,7 +94,12 @@ def hosts(status: Status, look: Look) -> list[str]:
         heard = "never heard" if host["asof"] is None else f"last heard {duration(status['asof'] - host['asof'])} ago"
         lead = [Cell(f"host {plain(host['name'])}"), Cell(plain(host["state"]), "warn")]
         rows.append([*lead, Cell(", ".join(filter(None, (heard, plain(host.get("reason", ""))))))])
+    ends = [h for h in status["hosts"] if h["state"] == "up" and h.get("logout", {}).get("remedy")]
+    for host in ends[: MOST - len(rows)]:
+        told = f"{plain(host['logout']['why'])} (on that host: {plain(host['logout']['remedy'])})"
+        rows.append([Cell(f"host {plain(host['name'])}"), Cell("up", "warn"), Cell(told)])
     lines = table(rows, look, indent=GAP, wrapped=True)
-    if len(bad) > MOST:
-        lines += wrap(f"and {len(bad) - MOST} more hosts: noray status --all", look.width, GAP, GAP)
+    more = len(bad) + len(ends) - len(rows)
+    if more:
+        lines += wrap(f"and {more} more hosts: noray status --all", look.width, GAP, GAP)
     return lines

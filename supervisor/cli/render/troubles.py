@@ -12,6 +12,7 @@ from supervisor.core.verdict import remaining
 from supervisor.core.words import listing, plain, plural
 
 TAIL = 6  # last log lines shown
+COMMANDS = 4  # of one kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,7 @@ def troubles(status: Status) -> list[Trouble]:
     """Earliest cause first; what has no time comes last."""
     found = [*controller(status), *(silent_host(status, h) for h in silent(status)), *processes(status)]
     found += unplaced(status)
+    found += logouts(status)
     return sorted(found, key=lambda t: (t.at is None, t.at or 0.0))
 
 
@@ -55,6 +57,19 @@ def silent_host(status: Status, host: HostStatus) -> Trouble:
         says += f" What runs there is unknown, not dead: {names}{f' (last known: {listing(was)})' if was else ''}."
     about_names = {host["name"], *(p["name"] for p in there), *(p["service"] for p in there)}
     return Trouble(heard, frozenset(about_names), says, next=(f"ssh {name} true", "noray status --all"))
+
+
+def logouts(status: Status) -> Iterable[Trouble]:
+    """Hosts on which a logout ends or robs what runs; one paragraph for all whose remedy is the same."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for host in status["hosts"]:
+        told = host.get("logout")
+        if told and told["remedy"] and host["state"] == "up":
+            alike.setdefault((plain(told["why"]), plain(told["remedy"])), []).append(host["name"])
+    for (why, remedy), names in alike.items():
+        shown = [plain(name) for name in names]
+        says = f"Not safe from a logout on {listing(shown)}: {why}."
+        yield Trouble(None, frozenset(names), says, next=tuple(f"ssh {name} {remedy}" for name in shown[:COMMANDS]))
 
 
 def processes(status: Status) -> Iterable[Trouble]:

@@ -136,6 +136,19 @@ def silent_host() -> Status:
     return status((*BASE_SERVICES, service("qwen", 4, 2)), (*BASE, *QWEN[:2], *lost), hosts)  # type: ignore[arg-type]
 
 
+def ends_at_logout() -> Status:
+    """gpu02 starts nothing, because it could not last; gpu03 has nothing to start, and would do the same to it."""
+    why = "logind ends the processes of ada at logout (KillUserProcesses=yes)"
+    told = {"logout": {"survives": False, "why": why, "remedy": "loginctl enable-linger ada"}}
+    refusal = f"{why}; first run on that host: loginctl enable-linger ada"
+    refused = [
+        process(f"qwen-{n}", "failed", "gpu02", since=NOW - 20, last_exit=exited(None, refusal, 20), reason=refusal)
+        for n in (2, 3)
+    ]
+    hosts = (host("gpu01"), *(host(name) | told for name in ("gpu02", "gpu03")))  # type: ignore[operator]
+    return status((*BASE_SERVICES, service("qwen", 4, 2)), (*BASE, *QWEN[:2], *refused), hosts)
+
+
 def all_silent() -> Status:
     lost = [dict(p) | {"state": "unknown", "last_known_state": "ready", "since": NOW - 300} for p in (*BASE, *QWEN)]
     hosts = (host("gpu01", "silent", 300), host("gpu02", "silent", 300))

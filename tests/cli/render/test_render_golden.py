@@ -17,6 +17,7 @@ from render_snapshots import (
     all_silent,
     by_hand,
     degraded,
+    ends_at_logout,
     exited,
     no_frontend,
     on_the_ladder,
@@ -146,7 +147,18 @@ SECRETS = {"HF_TOKEN"}
 CASES: dict[str, Callable[[], str]] = {
     f"{verb}-{snapshot.__name__}": lambda show=show, snapshot=snapshot: show(snapshot(), TERMINAL)  # type: ignore[misc]
     for verb, show in (("status", show_status), ("why", show_why))
-    for snapshot in (all_ready, starting, degraded, silent_host, all_silent, stopping, stopped, no_frontend, by_hand)
+    for snapshot in (
+        all_ready,
+        starting,
+        degraded,
+        silent_host,
+        all_silent,
+        stopping,
+        stopped,
+        no_frontend,
+        by_hand,
+        ends_at_logout,
+    )
 }
 CASES |= {
     "status-piped": lambda: show_status(degraded(), PIPE),

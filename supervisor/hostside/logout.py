@@ -1,0 +1,181 @@
+"""What becomes of this user's processes when the last session ends, and the one place where a keeper can outlive that.
+
+systemd-logind, measured on 252 (logind.conf(5), loginctl(1)); a keeper is where its link was: in the scope of a login session.
+
+                                   KillUserProcesses=no          KillUserProcesses=yes
+    session scope                  lives, and so does /dev/shm   dies with its session
+    user manager, without linger   dies 10 s after the last logout, and /dev/shm is emptied
+    user manager, with linger      lives                         lives
+
+So: with linger a keeper moves into a scope of its own below the user manager; without, it stays where it is, and
+where staying means dying nothing is started at all. Root is not killed by default and stays. What is in no session
+(a system service, a container, sshd without PAM) logind does not end; but it still empties /dev/shm (RemoveIPC).
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+
+from . import dbus
+from .rundir import Run
+from .spawn import Refused
+
+SYSTEMD = "/run/systemd/system"  # is there exactly where systemd is PID 1: sd_booted(3)
+LINGER = "/var/lib/systemd/linger"  # a file by the user's name: what logind itself looks at
+ASK_S, MOVE_S = 1.0, 3.0
+LOGIND = ("org.freedesktop.login1", "/org/freedesktop/login1")
+MANAGER = ("org.freedesktop.systemd1", "/org/freedesktop/systemd1")
+FIRST_USER = 1000  # RemoveIPC spares system users
+STOP_SPARE_S = 15.0  # what systemd waits longer than the run's own ladder climbs
+
+SESSION, USER_MANAGER, NEITHER = "session", "user manager", "neither"
+
+
+class Rules(NamedTuple):
+    """What logind does when a session of this user ends."""
+
+    kills: bool
+    empties_shm: bool
+
+
+class Place(NamedTuple):
+    """Where a process of ours begins, and what is known of its end. `rules` None: logind does not answer."""
+
+    user: str
+    uid: int
+    where: str
+    linger: bool
+    rules: Optional[Rules]
+
+    @property
+    def doomed(self) -> bool:
+        """Staying in this place means to die at logout."""
+        return self.where == SESSION and self.rules is not None and self.rules.kills
+
+
+class Verdict(NamedTuple):
+    """`survives` None: nobody can tell. With a `remedy` something is wrong, even where it survives."""
+
+    survives: Optional[bool]
+    why: str
+    remedy: str = ""
+
+
+def verdict() -> Dict[str, Any]:
+    """As `hello` says it. Asks logind, for at most ASK_S."""
+    return judge(look())._asdict()
+
+
+def settle(run: Run, spec: Dict[str, Any]) -> Optional[str]:
+    """Bring this process, and so whatever it will start, to where it outlives a logout; a note if that went wrong.
+
+    Raises Refused where it cannot be: better no start than one that ends when somebody closes a laptop.
+    """
+    place = look()
+    if moves(place):
+        try:
+            move(scope_name(run), float(spec.get("term_s", 30.0)))
+            return None
+        except (OSError, dbus.Failed) as error:
+            why = "cannot move into a scope of the user manager of %s: %s" % (place.user, error)
+            if place.doomed:
+                raise Refused("logout", "%s; and %s" % (why, judge(place._replace(linger=False)).why)) from None
+            return why
+    if place.doomed:
+        found = judge(place)
+        raise Refused("logout", "%s; first run on that host: %s" % (found.why, found.remedy))
+    return None
+
+
+def moves(place: Place) -> bool:
+    return place.linger and (place.uid != 0 or place.doomed)
+
+
+def judge(place: Place) -> Verdict:
+    user, remedy = place.user, "loginctl enable-linger %s" % place.user
+    if place.linger and place.where != NEITHER:
+        return Verdict(True, "%s lingers: what runs is kept by a user manager that does not end at logout" % user)
+    if place.where == USER_MANAGER:
+        return Verdict(False, "the user manager of %s, which this runs below, ends at the last logout" % user, remedy)
+    if place.where == SESSION:
+        if place.rules is None:
+            return Verdict(None, "logind does not say what it does at logout", remedy)
+        if place.rules.kills:
+            return Verdict(False, "logind ends the processes of %s at logout (KillUserProcesses=yes)" % user, remedy)
+        return Verdict(True, "logind lets what runs in a session go on after logout (KillUserProcesses=no)")
+    if place.rules is not None and place.rules.empties_shm and not place.linger and place.uid >= FIRST_USER:
+        why = "it is in no session, so it lives on; but /dev/shm of %s is emptied at every last logout (RemoveIPC=yes)" % user
+        return Verdict(True, why, remedy)
+    return Verdict(True, "it is in no login session: no logout ends it")
+
+
+def look() -> Place:
+    uid = os.getuid()
+    try:
+        user = pwd.getpwuid(uid).pw_name
+    except KeyError:
+        user = str(uid)
+    if not os.path.isdir(SYSTEMD):
+        return Place(user, uid, NEITHER, False, None)
+    with open("/proc/self/cgroup") as file:
+        where = whereabouts(own_cgroup(file.read()))
+    return Place(user, uid, where, os.path.exists(os.path.join(LINGER, user)), _rules(user))
+
+
+def own_cgroup(text: str) -> str:
+    """The path in systemd's hierarchy out of /proc/PID/cgroup: the unified one, or before cgroup2 the one named systemd."""
+    paths = {line.split(":", 2)[1]: line.split(":", 2)[2] for line in text.splitlines() if line.count(":") >= 2}
+    unified = paths.get("", "/")
+    return unified if unified != "/" else paths.get("name=systemd", "/")
+
+
+def whereabouts(cgroup: str) -> str:
+    if re.search(r"/user@\d+\.service(/|$)", cgroup):
+        return USER_MANAGER
+    return SESSION if re.search(r"/session-[^/]+\.scope(/|$)", cgroup) else NEITHER
+
+
+def _rules(user: str) -> Optional[Rules]:
+    def get(name: str) -> Any:
+        return bus.call(*LOGIND, "org.freedesktop.DBus.Properties", "Get", "ss", LOGIND[0] + ".Manager", name)[0]
+
+    try:
+        with dbus.Bus(dbus.SYSTEM_BUS, ASK_S) as bus:
+            kills = bool(get("KillUserProcesses")) and user not in get("KillExcludeUsers")
+            only: List[str] = get("KillOnlyUsers") if kills else []
+            return Rules(kills and (not only or user in only), bool(get("RemoveIPC")))
+    except (OSError, dbus.Failed):
+        return None
+
+
+def scope_name(run: Run) -> str:
+    """Unique, also for the second keeper of a run: the first one's scope is there while its tree is."""
+    name = "-".join(("noray", run.deployment, run.process, run.run, str(os.getpid())))
+    return re.sub(r"[^A-Za-z0-9:_.-]", "_", name)[:240] + ".scope"
+
+
+def move(name: str, term_s: float) -> None:
+    """Into a transient scope of our user manager. It goes when the last of us has gone; a stop of it is SIGTERM to all.
+
+    By the manager's own socket, as systemctl does: it needs neither a session bus nor XDG_RUNTIME_DIR.
+    """
+    properties: List[Tuple[str, Tuple[str, Any]]] = [
+        ("Description", ("s", name)),
+        ("PIDs", ("au", [os.getpid()])),
+        ("Delegate", ("b", True)),  # below it a cgroup for the tree can be made
+        ("CollectMode", ("s", "inactive-or-failed")),
+        ("TimeoutStopUSec", ("t", int((term_s + STOP_SPARE_S) * 1e6))),
+    ]
+    with dbus.Bus("/run/user/%d/systemd/private" % os.getuid(), MOVE_S, direct=True) as bus:
+        (job,) = bus.call(
+            *MANAGER, MANAGER[0] + ".Manager", "StartTransientUnit", "ssa(sv)a(sa(sv))", name, "fail", properties, []
+        )
+        while True:
+            _, done, _, result = bus.signal("JobRemoved")
+            if done == job:
+                break
+    if result != "done":
+        raise dbus.Failed("its job ended with: %s" % result)
