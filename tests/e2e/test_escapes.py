@@ -6,6 +6,7 @@ place of Dynamo's. A watcher, a process of its own that knows nothing of noray, 
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shlex
@@ -63,15 +64,17 @@ class Watcher:
         self._process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
         self._news = threading.Condition()
         self.seen: list[tuple[float, list[dict[str, Any]]]] = []
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def _read(self) -> None:
         assert self._process.stdout
-        for line in self._process.stdout:
-            said = json.loads(line)
-            with self._news:
-                self.seen.append((said["t"], said["alive"]))
-                self._news.notify_all()
+        with self._process.stdout as lines:
+            for line in lines:
+                said = json.loads(line)
+                with self._news:
+                    self.seen.append((said["t"], said["alive"]))
+                    self._news.notify_all()
 
     def sees(self, somebody: bool, timeout_s: float = 10.0) -> float:
         """Wait until it sees somebody, or nobody; since when that is so."""
@@ -85,6 +88,7 @@ class Watcher:
     def __exit__(self, *_: object) -> None:
         self._process.kill()
         self._process.wait()
+        self._reader.join()
 
 
 class Wild(Lab):
@@ -116,17 +120,12 @@ class Wild(Lab):
 
     def all_up(self) -> None:
         """Every escape has said so in its log."""
-        names = [f"{name}-0" for name in ESCAPES]
-        logs = self.start("logs", "-f", *names)
-        missing = set(names)
-        assert logs.stdout
-        for line in logs.stdout:
-            name, _, text = line.partition(" | ")
-            missing -= {name.strip()} if text.strip() == "up" else set()
-            if not missing:
-                break
-        logs.kill()
-        assert not missing
+        runs = f"{self.host_dir}/*/runs/{self.name}"
+        until(lambda: all(any(map(said_up, glob.glob(f"{runs}/{name}-0/*/log/*"))) for name in ESCAPES), 60)
+
+
+def said_up(log: str) -> bool:
+    return b"up\n" in Path(log).read_bytes()
 
 
 def combinations() -> Iterator[Any]:
