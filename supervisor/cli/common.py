@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 import os
+import pwd
 import shutil
 import sys
 from collections.abc import Mapping
@@ -87,7 +87,10 @@ async def see(state: StateDir) -> Status:
 
 def user() -> str:
     """Who is at the keyboard, for what others will read: behind sudo too."""
-    return os.environ.get("SUDO_USER") or getpass.getuser()
+    try:
+        return os.environ.get("SUDO_USER") or pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return f"uid {os.getuid()}"
 
 
 def as_status(item: Mapping[str, object]) -> Status:

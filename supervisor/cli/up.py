@@ -22,6 +22,7 @@ from supervisor.cli.render.why import show_why
 from supervisor.control.client import Client, ControllerLost, NoController, connect
 from supervisor.core.snapshot import Status
 from supervisor.core.verdict import word
+from supervisor.core.words import listing
 from supervisor.effects.statedir import Files, StateDir, of
 from supervisor.errors import NorayError
 
@@ -112,7 +113,7 @@ class Session:
 
     async def follow(self) -> None:
         """Until it is ready (--detach), until it failed to start, or until somebody ends it."""
-        ready_once = down = False
+        ready_once = down = told = False
         superseded = ""
         try:
             async with connect(self.state.socket) as client:
@@ -122,10 +123,13 @@ class Session:
                     superseded = superseded_by(seen)
                     if self._ending is not None:
                         break
+                    if seen["processes"] and not told:
+                        told = True
+                        self._tell_of_holds(seen)
                     if seen["ready"] and not ready_once:
                         ready_once = True
                         self._say("requests go to " + ", ".join(seen["endpoints"]))
-                    if self.detach and seen["ready"]:
+                    if self.detach and (seen["ready"] or all_held(seen)):
                         return
                     if not ready_once and hopeless(seen):
                         await self._give_up(seen)
@@ -146,6 +150,14 @@ class Session:
     async def _snapshots(self, client: Client):  # type: ignore[no-untyped-def]
         async for item in client.request("follow", follow=True):
             yield as_status(item)
+
+    def _tell_of_holds(self, seen: Status) -> None:
+        """The operator's word beats the files, which he should know before he waits for what will not come."""
+        held = [p["name"] for p in seen["processes"] if "held" in p]
+        if held:
+            self._say(f"not started: {listing(held)}, stopped by hand; start: noray start {' '.join(held[:4])}")
+        if all_held(seen):
+            self.code = 1
 
     async def _give_up(self, seen: Status) -> None:
         self.code = 1
@@ -180,6 +192,11 @@ class Session:
 
     def _say(self, text: str) -> None:
         write(self.progress.say(text, time.time(), width=size()[0]))
+
+
+def all_held(seen: Status) -> bool:
+    """Everything was stopped by hand, so nothing will ever be ready."""
+    return bool(seen["processes"]) and all("held" in p for p in seen["processes"])
 
 
 def hopeless(seen: Status) -> bool:

@@ -119,7 +119,8 @@ def model_part(status: Status, model: Model, word: str, *, behind: bool) -> str:
     """`behind`: no frontend answers, so nothing serves however ready it is."""
     name = plain(model.name)
     if not model.wanted:
-        return f"{name} stopped"
+        mine = {s["name"] for _, s in model.roles}
+        return f"{name} {'stopping' if any(p['service'] in mine for p in remaining(status)) else 'stopped'}"
     if model.dark and word == "UNKNOWN":
         return f"{name} {counts(model)} known to serve"
     if model.dark and word == "DEGRADED":
@@ -186,9 +187,12 @@ def models(status: Status) -> list[Model]:
 
 
 def wanted(status: Status) -> bool:
-    """Whether anything is meant to serve. Not in a `down`: what still runs then only waits for the models to leave."""
+    """Whether anything is meant to serve. Not in a `down`: what still runs then only waits for the models to leave.
+
+    A model that was stopped by hand leaves alone.
+    """
     served = models(status)
-    leaving = any(p["desired"] != "running" for p in remaining(status))
+    leaving = any(p["desired"] != "running" and "held" not in p for p in remaining(status))
     if served and leaving and not any(m.wanted for m in served):
         return False
     return any(s["wanted"] > 0 for s in status["services"]) or any(p["desired"] == "running" for p in status["processes"])

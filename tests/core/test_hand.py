@@ -7,9 +7,11 @@ import pytest
 from supervisor.core.actions import Spawn
 from supervisor.core.facts import Asked, Phase
 from supervisor.core.fleet import Fleet
-from supervisor.core.hand import Held, after
+from supervisor.core.hand import Held, after, meant
+from supervisor.core.left import left_over, not_serving
 from supervisor.core.restart import RestartPolicy
 from supervisor.core.status import status
+from supervisor.errors import UsageError
 from tests.core.world import World, by_name, exited, run_state, spawns, stops, up, wanted
 
 FRONT = wanted("frontend-0", stop_rank=0, drain_s=0.0, term_s=60.0)
@@ -183,3 +185,31 @@ def test_an_onlooker_calls_it_stopped_however_it_ended() -> None:
 def test_a_word_said_again_keeps_who_said_it_first() -> None:
     held = after({}, Asked(frozenset({"qwen"}), False, "ann", 1), by_name(ZERO))
     assert after(held, Asked(frozenset({"qwen"}), False, "ben", 2), by_name(ZERO)) == {"qwen": Held("ann", 1)}
+
+
+def test_a_name_that_nobody_has_is_refused_with_a_guess() -> None:
+    assert meant(["qwen", "qwen-1"], by_name(ZERO, ONE)) == {"qwen", "qwen-1"}
+    with pytest.raises(UsageError) as refused:
+        meant(["qwne-1"], by_name(ZERO, ONE))
+    assert refused.value.hint == "did you mean qwen-1?"
+
+
+def test_what_a_stop_could_not_end_is_said_and_the_rest_is_not() -> None:
+    world = up(FRONT, ZERO, ONE, wanted("qwen-2", host="gpu02"))
+    world.asked("qwen", up=False)
+    world.told(Phase.STUCK, asked=True)
+    world.told(Phase.STUCK, "qwen-1", asked=True, stop_step="gpu_held")
+    world.lost("gpu02")
+    assert not world.fleet.down({"qwen"})
+    assert world.fleet.stuck({"qwen"})
+    pid = world["qwen-0"].seen.pid  # type: ignore[union-attr]
+    assert left_over(world.fleet, {"qwen"}) == [
+        f"still running: qwen-0 (pid {pid} on gpu01): stuck, SIGKILL does not end it",
+        "still held: GPU memory of qwen-1 on gpu01, by no process any more",
+        "not known: qwen-2 (gpu02 does not answer: the line broke)",
+    ]
+
+
+def test_a_start_that_failed_says_why() -> None:
+    world = failed()
+    assert not_serving(world.fleet, {"qwen"}) == [f"not ready: qwen-0 (gpu01): failed, {world['qwen-0'].reason}"]

@@ -172,13 +172,15 @@ def by_hand() -> Status:
 def on_the_ladder() -> Status:
     """A `stop` in which each is on another step."""
     steps = (
-        ("draining", "term_leader", 81),
+        ("draining", "term_leader", 51),
         ("stopping", "term_rest", 1),
         ("stopping", "kill", 9),
         ("stopping", "gpu_return", 28),
     )
     going = [
-        dict(p) | {"state": state, "desired": "stopped", "since": NOW - 9, "stop_step": step, "stop_until": NOW + left}
+        dict(p)
+        | {"state": state, "desired": "stopped", "since": NOW - 9, "stop_step": step, "stop_until": NOW + left}
+        | {"held": {"by": "ann", "at": NOW - 10}}
         for p, (state, step, left) in zip(QWEN, steps, strict=True)
     ]
     return status((*BASE_SERVICES, service("qwen", 0, 0)), (*BASE, *going))  # type: ignore[arg-type]

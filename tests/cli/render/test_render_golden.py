@@ -100,7 +100,10 @@ def ladder() -> str:
     """A stop in a pipe and on a terminal: each step with what is left of its time, which comes nearer."""
     piped, terminal = Progress(terminal=False), Progress(terminal=True)
     before = {**on_the_ladder(), "processes": [*BASE, *QWEN]}
-    begun = {**before, "processes": [*BASE, *({**p, "desired": "stopped", "state": "draining"} for p in QWEN)]}
+    begun = {
+        **before,
+        "processes": [*BASE, *({**p, "desired": "stopped", "state": "draining", "since": NOW - 10} for p in QWEN)],
+    }
     said = "".join(piped.update(s, NOW) for s in (before, begun, on_the_ladder()))  # type: ignore[arg-type]
     blocks = [terminal.update(on_the_ladder(), NOW + s, width=100) for s in (0, 1, 40)]
     return said + "".join(f"---\n{block}" for block in blocks).replace("\x1b", "ESC")
