@@ -40,6 +40,7 @@ class HostLink:
         hello: Mapping[str, object],
         tell: Callable[[Fact], Awaitable[None]],
         persist: bool = True,
+        leads_elsewhere: Callable[[], bool] = lambda: True,
     ) -> None:
         self.name = name
         self.facts: HostFacts | None = None
@@ -51,6 +52,7 @@ class HostLink:
         self._count = 0
         self._heard_s = 0.0
         self._contested_s: float | None = None
+        self._leads_elsewhere = leads_elsewhere
 
     async def run(self) -> None:
         """Connect, serve, and again with growing pauses. A host that refuses is asked no more."""
@@ -179,7 +181,7 @@ class HostLink:
         why = f"{self.name}: {why}"
         if not isinstance(holder, dict):
             return HostRefused(why)
-        if not found and int(holder.get("asked") or 0) > self._epoch:
+        if not found and self._leads_elsewhere() and int(holder.get("asked") or 0) > self._epoch:
             now_s = anyio.current_time()
             self._contested_s = now_s if self._contested_s is None else self._contested_s
             if now_s - self._contested_s < YIELD_S:

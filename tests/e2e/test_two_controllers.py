@@ -32,7 +32,6 @@ from tests.e2e.lab import PATIENCE_S, ROOT, Lab, alive, free_ports, send, until
 
 FOLDER = Path(rivals.__file__).parent
 STUB = FOLDER / "stub.py"
-ROUNDS = int(os.environ.get("R", "50"))
 SPREAD_S = 0.05
 HELD = re.compile(
     r"\S+ is held by (?P<process>\S+) of deployment (?P<deployment>\S+) "
@@ -207,12 +206,15 @@ async def snapshots(controllers: list[Controller]) -> list[Status]:
 # --- the rounds -----------------------------------------------------------------------------------------------------------
 
 
-def test_three_controllers_at_once(field: Field) -> None:
+@pytest.mark.parametrize("rounds", [pytest.param(4, id="few"), pytest.param(46, id="many")])
+def test_three_controllers_at_once(field: Field, rounds: int) -> None:
     """Every other round finds what the last one left running: then they fight about adopting it."""
-    first, second, other = field.controller("s1"), field.controller("s2"), field.controller("s3", other=True)
     before: dict[str, tuple[int | None, str | None]] = {}
-    won: set[Path] = set()
-    for number in range(ROUNDS):
+    won: set[str] = set()
+    losers: list[tuple[Controller, Controller]] = []
+    for number in range(rounds):
+        first, second = field.controller(f"a{number}"), field.controller(f"b{number}")
+        other = field.controller(f"c{number}", other=True)
         for controller in (first, second, other):
             controller.start(delay_s=random.uniform(0, SPREAD_S))
         of_first, of_second, of_other = anyio.run(snapshots, [first, second, other])
@@ -226,7 +228,8 @@ def test_three_controllers_at_once(field: Field) -> None:
         if before:
             assert now == before, "what ran was adopted, by whoever"
         field.look(led, of_other)
-        won.add(leader.state)
+        won.add(leader.state.name[0])
+        losers.append((loser, leader))
         if number % 2:
             leader.down()
             other.down()
@@ -235,9 +238,10 @@ def test_three_controllers_at_once(field: Field) -> None:
             leader.kill()
             other.kill()
             before = now
+    for loser, leader in losers:
         assert loser.exit_code() == 1
         assert f"is run by controller {leader.name}" in loser.log.read_text()
-    assert len(won) == 2, "the same one won every time: this was no race"
+    assert len(won) == 2 or rounds < 20, "the same one won every time: this was no race"
 
 
 def live(seen: Status) -> list[ProcessStatus]:
