@@ -20,7 +20,8 @@ Files, in the order a start passes through them:
     output.py   the keeper's end of the pump  fencing.py when it is fenced, and how often
     facts.py    what a host says of itself     gpus.py   its GPUs, who holds them, what follows (pure)
     nvml.py     NVML, asked in a child        aside.py  work that may hang, in a child with a deadline
-    holders.py  who holds a GPU, by /proc
+    holders.py  who holds a GPU, by /proc       doctor.py who holds the GPUs here, and the end of our orphans
+    owners.py   which process is of which run
     tail.py     stream a log over a channel of its own
 """
 
