@@ -16,9 +16,12 @@ from render_snapshots import (
     all_ready,
     all_silent,
     degraded,
+    doctors,
     exited,
     no_frontend,
+    nvml_hangs,
     process,
+    reaped,
     service,
     silent_host,
     starting,
@@ -28,6 +31,7 @@ from render_snapshots import (
 )
 
 from supervisor.cli.render import CTRL_C, Look, PlanRow, Progress, show_plan, show_status, show_why
+from supervisor.cli.render.doctor import question, show_doctor, show_reaped
 from supervisor.core.snapshot import Status
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -137,6 +141,13 @@ CASES |= {
     "progress-piped": lambda: progress(terminal=False),
     "progress-down": down,
     "progress-terminal": lambda: progress(terminal=True),
+    "status-nvml-hangs": lambda: show_status(nvml_hangs(), TERMINAL),
+    "status-all-gpus": lambda: show_status(nvml_hangs(), Look(140), all=True),
+    "why-nvml-hangs": lambda: show_why(nvml_hangs(), TERMINAL),
+    "doctor": lambda: show_doctor(doctors(), TERMINAL, NOW),
+    "doctor-narrow": lambda: show_doctor(doctors(), Look(60), NOW),
+    "doctor-piped": lambda: show_doctor(doctors()[1:], PIPE, NOW),
+    "doctor-reap": lambda: question(doctors()) + "\n" + show_reaped(reaped(), doctors()) + show_reaped([], []),
     "plan": lambda: show_plan(PLAN, TERMINAL, secrets=SECRETS),
     "plan-verbose-difference": lambda: show_plan(PLAN, TERMINAL, verbose=True, secrets=SECRETS, running=RUNNING),
     "plan-no-difference": lambda: show_plan(PLAN, TERMINAL, secrets=SECRETS, running=PLAN),
