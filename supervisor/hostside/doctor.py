@@ -31,6 +31,7 @@ TERM_S = 5.0  # between an heir's SIGTERM and its SIGKILL
 HEIR_S = 30.0  # for the whole of such a stop
 KILL_S = 5.0  # for what is left to end after SIGKILL
 AGAIN_S = 0.05
+HEIR_COMES_S = 0.5  # a link that lives gives an abandoned run its heir within 50 ms: then it is no orphan
 
 
 def main(base: str) -> int:
@@ -69,7 +70,10 @@ def _told(member: Member) -> Dict[str, Any]:
 
 def reap(base: str) -> List[Dict[str, Any]]:
     """What was ended, and what was not though it should have been; told by process."""
-    orphans = [member for member in owners.members(base) if member.orphan]
+    orphans = _orphans(base)
+    time.sleep(HEIR_COMES_S)
+    still = {(member.process.pid, member.process.start) for member in _orphans(base)}
+    orphans = [member for member in orphans if (member.process.pid, member.process.start) in still]
     how: Dict[str, str] = {}
     for run in {member.run.path: member.run for member in orphans}.values():
         if not run.finished:
@@ -84,6 +88,10 @@ def reap(base: str) -> List[Dict[str, Any]]:
             text = "still there after SIGKILL, in state %s" % now.state
         did.append(dict(_told(member), pid=member.process.pid, ended=ended, how=text))
     return did
+
+
+def _orphans(base: str) -> List[Member]:
+    return [member for member in owners.members(base) if member.orphan]
 
 
 def _stop_by_heir(run: Run) -> str:
@@ -109,23 +117,19 @@ def _stop_by_heir(run: Run) -> str:
 
 
 def _order_stop(run: Run, end: float) -> Optional[str]:
-    """Say stop and follow until the heir leaves; its last phase."""
+    """Say stop and follow until the heir leaves; its last phase, None if it is not there."""
     phase = None
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         try:
             sock.connect(run.socket)
-        except OSError:
+            sock.sendall(json.dumps({"op": "stop", "term_s": TERM_S}).encode() + b"\n")
+            with sock.makefile("rb", buffering=0) as lines:
+                while select.select([sock], [], [], max(0.0, end - time.monotonic()))[0]:
+                    phase = json.loads(lines.readline()).get("phase")
+                    if phase in ("gone", "stuck"):
+                        break
+        except (OSError, ValueError):
             time.sleep(AGAIN_S)  # it is only just coming, or has just gone
-            return None
-        sock.sendall(json.dumps({"op": "stop", "term_s": TERM_S}).encode() + b"\n")
-        with sock.makefile("rb", buffering=0) as lines:
-            while select.select([sock], [], [], max(0.0, end - time.monotonic()))[0]:
-                line = lines.readline()
-                if not line:
-                    break
-                phase = json.loads(line).get("phase")
-                if phase in ("gone", "stuck"):
-                    break
     return phase
 
 
