@@ -70,7 +70,8 @@ class _Tail:
             self._finish(run, self._begin(run))
         offset = self._begin(newest)
         while True:
-            ended = newest.finished  # looked at before reading: what was written until then will be read
+            # Looked at before reading: what was written until then will be read. Without its directory it was pruned.
+            ended = newest.finished or not os.path.isdir(newest.path)
             offset = _pieces(newest, offset)
             if not self._follow:
                 break
