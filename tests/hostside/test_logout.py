@@ -121,9 +121,8 @@ def bus(tmp_path: Path) -> Iterator[str]:
     path = f"/tmp/nb-{os.getpid()}"
     config = tmp_path / "bus.conf"
     policy = "<allow send_destination='*'/><allow receive_sender='*'/><allow own='*'/>"
-    config.write_text(
-        f"<busconfig><type>session</type><listen>unix:path={path}</listen><policy context='default'>{policy}</policy></busconfig>"
-    )
+    listen = f"<listen>unix:path={path}</listen>"
+    config.write_text(f"<busconfig><type>session</type>{listen}<policy context='default'>{policy}</policy></busconfig>")
     die_with_me = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execv(sys.argv[1], sys.argv[1:])"
     daemon_argv = [shutil.which("python3") or "python3", "-c", die_with_me, daemon, "--nofork", f"--config-file={config}"]
     process = subprocess.Popen(daemon_argv)
