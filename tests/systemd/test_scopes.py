@@ -52,8 +52,8 @@ def test_a_scope_goes_with_its_run(machines: dict[str, Machine]) -> None:
     line.hello()
     fifo = machine.file("/run/user/7004/go")
     os.mkfifo(fifo)
-    state = line.start("brief", ["cat", "/run/user/7004/go"], process="brief-0")
-    assert re.fullmatch(IN_A_SCOPE, machine.cgroup(state["pid"]))
+    line.start("brief", ["cat", "/run/user/7004/go"], process="brief-0")
+    assert re.fullmatch(IN_A_SCOPE, machine.cgroup(machine.titled("keeper", "brief")[0]))
     assert any("brief-0" in scope for scope in machine.scopes("resident"))
     fifo.write_text("go")
     assert line.state("brief", "gone")["exit"]["code"] == 0
