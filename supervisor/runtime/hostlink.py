@@ -151,7 +151,7 @@ class HostLink:
                 hello = _mapping(said["hello"])
                 self.facts = host_facts(hello, int(time.time() * 1000))
                 runs = tuple(run_state(run) for run in hello["runs"])
-                await self._tell(HostFound(self.name, runs, self.facts.boot_id, self.facts.logout))
+                await self._tell(HostFound(self.name, runs, self.facts.boot_id, logout(hello.get("logout", {}))))
             elif "logout" in said:
                 await self._tell(LogoutTold(self.name, logout(_mapping(said["logout"]))))
             elif "refused" in said:

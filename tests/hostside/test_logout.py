@@ -156,6 +156,15 @@ def test_an_error_is_told_in_its_own_words(bus: str) -> None:
         line.call(*BUS, "NoSuch")
 
 
+def test_every_type_of_value_that_a_signal_may_bring() -> None:
+    """A manager's socket tells us of everything that happens there: none of it may be taken for nonsense."""
+    signature = "ybnqiuxtdhsogasa(si)a{sv}vav"
+    plain = (7, True, -3, 3, -(2**31), 2**32 - 1, -(2**63), 2**64 - 1, 0.5, 0, "ä", "/a/b", "a{sv}", ["", "b"], [("c", -1)])
+    sent = (*plain, [("k", ("u", 1)), ("l", ("s", "m"))], ("at", [2**40]), [("b", False), ("(yu)", (1, 2))])
+    got = dbus.decode(signature, dbus.encode(signature, sent))
+    assert got == [*plain, [("k", 1), ("l", "m")], [2**40], [False, (1, 2)]]
+
+
 @pytest.mark.parametrize("answers", [[], [b"OK 1234\r\n"], [b"OK 1234\r\n", b"l\2\1\1\0\0\0\0\1\0\0\0\0\0\0"]])
 def test_a_bus_that_hangs_costs_its_deadline(tmp_path: Path, answers: list[bytes]) -> None:
     with served(tmp_path / "s", answers) as path:
