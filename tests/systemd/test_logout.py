@@ -70,7 +70,7 @@ def cut(machines: dict[str, Machine]) -> Cut:
         state = made.states[case] = start(lines[case[:2]], case)
         if state["phase"] == "running":
             wait_for(held_by(machines[case[0]], case).exists, "the worker's file")
-            made.cgroups[case] = keepers_cgroup(machines[case[0]], case[2])
+            made.cgroups[case] = machines[case[0]].cgroup(machines[case[0]].helper("keeper", case[2]))
     made.healed = lines[REFUSED[:2]].logout
     made.sessionless, made.service = outside_any_session(machines["no"])
     machines["no"].ssh("serves", "true")
@@ -96,11 +96,6 @@ def logged_in(machines: dict[str, Machine], cut: Cut) -> list[str]:
 def start(line: Controller, case: Case) -> Message:
     _, user, run = case
     return line.start(run, [PYTHON, "-I", "-S", "-c", WORKER, f"{user}-{run}"], process=f"{user}-0")
-
-
-def keepers_cgroup(machine: Machine, run: str) -> str:
-    (keeper,) = machine.titled("keeper", run)
-    return machine.cgroup(keeper)
 
 
 def held_by(machine: Machine, case: Case) -> Path:
