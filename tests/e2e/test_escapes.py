@@ -40,7 +40,7 @@ ESCAPES = {
     "title": ["--title", "innocent", "--title-environ", "--child", "--setsid"],
     "env-i": ["--empty-env"],
     "daemon": ["--daemon"],
-    "bomb": ["--deaf", "--bomb", "300", "--bomb-rate", "600", "--bomb-seconds", "60"],
+    "bomb": ["--deaf", "--bomb", "300", "--bomb-rate", "150", "--bomb-seconds", "60"],
     "stopped": ["--stopped-child"],
     "slow": ["--slow-exit", "1", "--child"],
 }
@@ -50,7 +50,8 @@ WRAPPER = """\
 case "$2" in
 dynamo.*)
   for last; do :; done
-  exec {python} -I -S {worker} --mark {mark} --shm "{shm}-$last" $(cat {flags}/"$last" 2>/dev/null) ;;
+  mkdir -p {mark}/"$last"
+  exec {python} -I -S {worker} --mark {mark}/"$last" --shm "{shm}-$last" $(cat {flags}/"$last" 2>/dev/null) ;;
 *) exec {python} "$@" ;;
 esac
 """
@@ -102,21 +103,15 @@ class Wild(Lab):
             folder.mkdir()
         for name, flags in ESCAPES.items():
             (self.flags / name).write_text(shlex.join(flags))
-        real = user or ordinary.User(0, "root")
-        self.python, self.account = real.python, real.account
-        self._path = real.path
+        self.account = user.account if user else {}
         wrapper = place / "python"
-        words = {"worker": f"{real.path.split(':')[0]}/tests/fakes/worker.py", "mark": self.marks, "flags": self.flags}
-        wrapper.write_text(WRAPPER.format(python=real.python, shm=self.shm, **words))
+        words = {"worker": FAKES / "worker.py", "mark": self.marks, "flags": self.flags, "shm": self.shm}
+        wrapper.write_text(WRAPPER.format(python=sys.executable, **words))
         wrapper.chmod(0o755)
         self.hosts["hosts"]["here"]["python"] = str(wrapper)
         stop = {"drain": 0, "term": GRACE_S}
         self.deployment["models"] = [self.service(name=name, served_as=name, args={}, stop=stop) for name in ESCAPES]
         self.write()
-
-    @property
-    def env(self) -> dict[str, str]:
-        return {**super().env, "PYTHONPATH": self._path}
 
     def all_up(self) -> None:
         """Every escape has said so in its log."""
@@ -151,12 +146,13 @@ def test_after_a_stop_nothing_of_it_exists_and_nothing_comes_back(
     keys.mkdir()
     with Wild(place, user) as lab, Sshd(keys, options=[f"SetEnv NORAY_TEST={lab.mark}"]) as sshd, Watcher(lab.marks) as watcher:
         if transport == "ssh":
-            sshd.user = user.name if user and user.account else sshd.user
+            sshd.user = user.name if user and user.name else sshd.user
             lab.over_ssh(sshd)
         if user:
             user.give(place)
-        lab.start("serve", *lab.files)
-        until(lab.has_controller)
+        serve = lab.start("serve", *lab.files)
+        until(lambda: lab.has_controller() or serve.poll() is not None)
+        assert serve.poll() is None, serve.communicate()[0]
         lab.wait(lambda s: bool(s["processes"]) and set(states(s).values()) <= {"starting", "stopping", "backoff", "failed"})
         lab.all_up()
         assert len(watcher.seen[-1][1]) > len(ESCAPES)
@@ -168,6 +164,7 @@ def test_after_a_stop_nothing_of_it_exists_and_nothing_comes_back(
         returned = time.monotonic()
         assert stop.returncode == 0, said
         ended = watcher.sees(somebody=False)
+        print("last seen:", sorted(last_seen(watcher, begun).items(), key=lambda item: item[1]))
         print(f"asked {begun - began:.2f} s on, gone {ended - begun:.2f} s later, said {returned - ended:.2f} s later")
         assert ended < returned, "stop said so before it was true"
         assert ended - begun < GRACE_S + 1.0 + SLACK_S
@@ -179,6 +176,12 @@ def test_after_a_stop_nothing_of_it_exists_and_nothing_comes_back(
         assert "draining" in {p["state"] for p in asked["processes"]}
         lab.down()
         plant(watcher, lab.marks)
+
+
+def last_seen(watcher: Watcher, since: float) -> dict[str, float]:
+    """How long after `since` anything of each escape was there."""
+    ends = [t for t, _ in watcher.seen[1:]]
+    return {one["at"]: round(t - since, 2) for t, (_, alive) in zip(ends, watcher.seen, strict=False) for one in alive}
 
 
 def plant(watcher: Watcher, mark: Path) -> None:
