@@ -132,16 +132,11 @@ class Lab:
         assert "Traceback" not in done.stdout + done.stderr, said
         return done
 
-    def start(self, *words: str) -> subprocess.Popen[str]:
-        """Run a verb beside us; it dies with the lab."""
+    def start(self, *words: str, output: Any = subprocess.PIPE) -> subprocess.Popen[str]:
+        """Run a verb beside us; it dies with the lab. What talks much and is not read needs another `output`."""
         argv = [sys.executable, "-m", "supervisor", *words]
-        pipes: dict[str, Any] = {
-            **self.account,
-            "stdin": subprocess.DEVNULL,
-            "stdout": subprocess.PIPE,
-            "stderr": subprocess.STDOUT,
-        }
-        child = subprocess.Popen(argv, cwd=self.place, env=self.env, text=True, **pipes)
+        pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT}
+        child = subprocess.Popen(argv, cwd=self.place, env=self.env, text=True, **pipes, **self.account)
         self._children.append(child)
         return child
 
