@@ -34,7 +34,7 @@ from tests.fakes.nvml import FakeGpus
 FOLDER = Path(rivals.__file__).parent
 STUB = FOLDER / "stub.py"
 SPREAD_S = 0.05
-ON_GPU = {"mock-0": 0, "mock-1": 1}
+GPUS = {"mock-0": (0, 1)}
 HELD = re.compile(
     r"\S+ is held by (?P<process>\S+) of deployment (?P<deployment>\S+) "
     r"\(user (?P<user>\S+), run (?P<run>\S+), since (?P<since>\S+ \S+ \S+), started by controller (?P<controller>\S+)\)"
@@ -150,7 +150,7 @@ class Field:
         here["python"] = str(python)
         here["env"]["RIVALS_GPUS"] = str(self.gpus)
         # Ready means served, and a stub serves nothing: all of them are starting as long as this test lasts.
-        lab.deployment["models"] = [lab.service(replicas=2, gpus={"here": [0, 1]})]
+        lab.deployment["models"] = [lab.service(gpus={"here": [0, 1]}, args={"tensor_parallel_size": 2})]
         lab.write()
         other = {**lab.deployment, "name": lab.name + "b"}
         (lab.place / "other.yaml").write_text(json.dumps(other))
@@ -281,8 +281,8 @@ def owned(seen: Status) -> Iterator[tuple[str, int | None]]:
         yield f"process {seen['deployment']}/{process['name']}", process["pid"]
         for port in process["ports"].values():
             yield f"port {port}", None
-        if process["name"] in ON_GPU:
-            yield f"gpu {ON_GPU[process['name']]}", process["pid"]
+        for gpu in GPUS.get(process["name"], ()):
+            yield f"gpu {gpu}", process["pid"]
 
 
 # --- as an operator sees it -------------------------------------------------------------------------------------------------
