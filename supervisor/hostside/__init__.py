@@ -18,8 +18,8 @@ Files, in the order a start passes through them:
     ports.py    choose, bind-test, who has   fence.py    out of Dynamo's routing, at once
     procfs.py   /proc, read once, in one way http.py     one HTTP request without blocking the link
     output.py   the keeper's end of the pump  fencing.py when it is fenced, and how often
-    facts.py    what a host says of itself    logout.py what ends when its user logs out, and where a keeper is safe
-    tail.py     stream a log over a channel of its own  dbus.py  as much D-Bus as that takes
+    facts.py    what a host says of itself   logout.py   what a logout ends, and where a keeper outlives it
+    tail.py     stream a log, own channel    dbus.py     as much D-Bus as that takes
 """
 
 VERSION = 1  # of the conversation and of every record on disk; older ones stay readable for ever
