@@ -2,7 +2,7 @@
 # Packages come from wherever pip on this machine is set up to look; the lock files pin every version and every hash.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint mutants lock clean
+.PHONY: help demo test lint mutants bench lock clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -25,6 +25,9 @@ lint: $(VENV)/.test-ready  ## ruff, mypy, import rules
 
 mutants: $(VENV)/.test-ready  ## sabotage each guarantee and see its test turn red
 	$(BIN)/python tests/mutants/run.py $(ARGS)
+
+bench: $(VENV)/.test-ready  ## beside floors and peers, as tables (ARGS="stop memory logs --quick --write=FILE"; root for stop)
+	$(BIN)/python -m benchmarks $(ARGS)
 
 # The test set contains the demo set in the same versions (--constraints), so one environment serves both.
 # setuptools is locked too: it builds our own package, without a build environment of unknown content.

@@ -86,6 +86,7 @@ class Controller:
         )
         self._changed = anyio.Event()
         self._links: dict[str, HostLink] = {}
+        self._scopes: list[anyio.CancelScope] = []
         self._secrets: dict[str, Mapping[str, str]] = {}
         self._me, self._take_over = Greeting(self._since_s), take_over
         self._ended = anyio.Event()
@@ -128,6 +129,8 @@ class Controller:
         self._send.send_nowait(self.heard(fact))
         if self.use is Use.SERVE and isinstance(fact, HostLost) and fact.held_by and not self.superseded:
             self.superseded = fact.why
+            for scope in self._scopes:
+                scope.cancel()
             self._tasks.start_soon(self._end_soon, SUPERSEDED_S)
         await anyio.lowlevel.checkpoint()
 
@@ -144,8 +147,6 @@ class Controller:
             await self.change()
 
     def _perform(self, action: Action) -> None:
-        if self.superseded:
-            return  # it gave way, on all hosts at once
         if self.use is not Use.OBSERVE or isinstance(action, Watch | Unwatch):
             self._performer(action)
 
@@ -171,13 +172,22 @@ class Controller:
             self._secrets[name] = load_env_file(host.env_file) if host.env_file else {}
             if name not in self._links:
                 self._links[name] = self._link(host)
-                self._tasks.start_soon(self._links[name].run)
+                self._tasks.start_soon(self._keep, self._links[name])
         await self.tell(Planned(plan.wanted))
 
     def _link(self, host: Host) -> HostLink:
         onlooker = self.use is Use.OBSERVE
         hello = self._me.hello(self._plan.deployment, read_only=onlooker, take_over=self._take_over)
-        return HostLink(host.name, lambda: connect(host), hello, self.tell, persist=not onlooker)
+
+        def leads_elsewhere() -> bool:
+            return any(other.up for other in self.fleet.hosts.values() if other.name != host.name)
+
+        return HostLink(host.name, lambda: connect(host), hello, self.tell, not onlooker, leads_elsewhere)
+
+    async def _keep(self, link: HostLink) -> None:
+        with anyio.CancelScope() as scope:
+            self._scopes.append(scope)
+            await link.run()
 
     async def _heartbeat(self) -> None:
         while True:
@@ -221,7 +231,8 @@ class Controller:
             async for _ in self.changes():
                 asked = [h for h in self.fleet.hosts.values() if h.up or h.why != NOT_YET_ASKED]
                 moving = [p for p in self.fleet.processes.values() if p.state in (State.PENDING, State.STARTING)]
-                if self.fleet.hosts and len(asked) == len(self.fleet.hosts) and not moving:
+                blind = [h for h in asked if h.up and h.gpus_s is None]
+                if self.fleet.hosts and len(asked) == len(self.fleet.hosts) and not moving and not blind:
                     break
         return self.snapshot()
 

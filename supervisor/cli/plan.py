@@ -50,8 +50,9 @@ def rows_of(plan: Plan, facts: Mapping[str, HostFacts]) -> tuple[list[PlanRow], 
         hidden = load_env_file(host.env_file) if host.env_file else {}
         made = launch(plan, name, facts.get(host.name, NOT_ASKED), hidden, controller="")
         ports = {port: number for port, (number, _) in _ports(made.spec).items()}
-        rows.append({"process": name, "host": host.name, "kind": process.wanted.kind, "gpus": [], "ports": ports,
-                     "argv": list(made.argv), "env": dict(made.env), "stop": _stop(process.wanted)})  # fmt: skip
+        rows.append({"process": name, "host": host.name, "kind": process.wanted.kind, "ports": ports,
+                     "gpus": list(process.wanted.gpus), "argv": list(made.argv), "env": dict(made.env),
+                     "stop": _stop(process.wanted)})  # fmt: skip
         secrets |= made.secret_keys
     return rows, frozenset(secrets)
 

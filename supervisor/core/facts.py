@@ -99,6 +99,29 @@ class HostLost:
 
 
 @dataclass(frozen=True, slots=True)
+class GpuSeen:
+    """One card, or one MIG slice of one, as NVML told of it."""
+
+    index: int
+    uuid: str
+    name: str = ""
+    total_mib: int | None = None
+    used_mib: int | None = None
+    mig: bool = False
+    error: str = ""
+    holders: tuple[str, ...] = ()  # sentences: pid, command, user, MiB, since
+
+
+@dataclass(frozen=True, slots=True)
+class GpusSeen:
+    """A host looked at its GPUs. `error`: it could not see them, which says nothing about who holds them."""
+
+    host: str
+    gpus: tuple[GpuSeen, ...]
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Probed:
     """What a look at a run's readiness found."""
 
@@ -149,4 +172,4 @@ class Planned:
     wanted: Mapping[str, Wanted]
 
 
-Fact = Planned | Told | HostFound | HostLost | LogoutTold | Probed | Due | StopAsked | Asked
+Fact = Planned | Told | HostFound | HostLost | GpusSeen | LogoutTold | Probed | Due | StopAsked | Asked

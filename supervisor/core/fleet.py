@@ -14,6 +14,8 @@ from .facts import (
     Asked,
     Due,
     Fact,
+    GpuSeen,
+    GpusSeen,
     HostFound,
     HostLost,
     Logout,
@@ -45,6 +47,9 @@ class Host:
     since_s: float = 0.0
     logout: Logout = field(default_factory=Logout)
     held_by: Mapping[str, str] = field(default_factory=dict)  # another controller
+    gpus: tuple[GpuSeen, ...] = ()  # as last seen
+    gpus_s: float | None = None  # when; None while nobody has looked
+    gpus_error: str = ""  # why they could not be seen then
 
     @property
     def unasked(self) -> bool:
@@ -116,6 +121,8 @@ def step_fleet(fleet: Fleet, fact: Fact, now_s: float) -> Result:
             fleet, actions = _host_lost(fleet, fact, now_s)
         case LogoutTold(host, logout) if host in fleet.hosts:
             fleet = replace(fleet, hosts={**fleet.hosts, host: replace(fleet.hosts[host], logout=logout)})
+        case GpusSeen(host) if host in fleet.hosts:
+            fleet = _gpus_seen(fleet, fact, now_s)
         case Probed(process, run) if _is_about(fleet, process, run):
             fleet, actions = _move(fleet, process, Event.PROBED, fact, now_s)
         case Due(process, run) if _is_about(fleet, process, run):
@@ -204,7 +211,8 @@ def _told(fleet: Fleet, host: str, state: RunState, now_s: float) -> Result:
 
 def _host_found(fleet: Fleet, found: HostFound, now_s: float) -> Result:
     """Adopt what is wanted, end what is not, and tell every other process of that host that it has no run."""
-    host = Host(found.host, up=True, why="", boot_id=found.boot_id, since_s=now_s, logout=found.logout)
+    known = fleet.hosts.get(found.host, Host(found.host))
+    host = replace(known, up=True, refused=False, why="", boot_id=found.boot_id, since_s=now_s, logout=found.logout, held_by={})
     elsewhere = {run: s for run, s in fleet.surplus.items() if s.host != found.host}
     fleet = replace(fleet, hosts={**fleet.hosts, found.host: host}, surplus=elsewhere)
     actions: list[Action] = []
@@ -239,10 +247,9 @@ def _may_adopt(process: Process, state: RunState) -> bool:
 
 
 def _host_lost(fleet: Fleet, fact: HostLost, now_s: float) -> Result:
-    known = fleet.hosts.get(fact.host)
-    since = known.since_s if known and not known.up and known.why != NOT_YET_ASKED else now_s
-    boot_id = known.boot_id if known else ""
-    host = Host(fact.host, refused=fact.refused, why=fact.why, boot_id=boot_id, since_s=since, held_by=fact.held_by)
+    known = fleet.hosts.get(fact.host, Host(fact.host))
+    since = known.since_s if not known.up and not known.unasked else now_s
+    host = replace(known, up=False, refused=fact.refused, why=fact.why, since_s=since, held_by=fact.held_by)
     fleet = replace(fleet, hosts={**fleet.hosts, fact.host: host})
     actions: list[Action] = []
     for name, process in fleet.processes.items():
@@ -250,6 +257,12 @@ def _host_lost(fleet: Fleet, fact: HostLost, now_s: float) -> Result:
             fleet, more = _move(fleet, name, Event.LOST, fact.why, now_s)
             actions += more
     return fleet, tuple(actions)
+
+
+def _gpus_seen(fleet: Fleet, seen: GpusSeen, now_s: float) -> Fleet:
+    """News for the reader. A look that failed leaves what was known: it says nothing about the cards."""
+    host = replace(fleet.hosts[seen.host], gpus_s=now_s, gpus_error=seen.error)
+    return replace(fleet, hosts={**fleet.hosts, seen.host: host if seen.error else replace(host, gpus=seen.gpus)})
 
 
 def _stop_asked(fleet: Fleet, skip_drain: bool) -> Result:

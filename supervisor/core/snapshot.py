@@ -20,6 +20,12 @@ class GpuStatus(TypedDict):
     index: int
     uuid: str
     proof: str  # proved | refuted | cannot tell | "" while nobody has looked
+    name: NotRequired[str]  # these below only under `hosts`, as NVML last told
+    total_mib: NotRequired[int | None]
+    used_mib: NotRequired[int | None]
+    mig: NotRequired[bool]
+    error: NotRequired[str]  # why this card cannot be used
+    holders: NotRequired[list[str]]  # who has memory on it: pid, command, user, MiB, since
 
 
 class ExitStatus(TypedDict):
@@ -86,7 +92,8 @@ class HostStatus(TypedDict):
     asof: float | None  # when it was last heard
     boot_id: str
     gpus: list[GpuStatus]
-    reason: NotRequired[str]  # why it is not up
+    reason: NotRequired[str]  # why it is not up, or what is wrong with it though it is
+    gpus_asof: NotRequired[float]  # when its GPUs were last looked at
     logout: NotRequired[LogoutStatus]  # whether what runs there outlives the login that started it
     held_by: NotRequired[dict[str, str]]  # the other controller that runs the deployment: controller, user, since
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from .exit import Exit
-from .facts import RunGpu
+from .facts import GpuSeen, RunGpu
 from .fleet import NOT_YET_ASKED, Fleet, Host
 from .hand import held_by
 from .process import Process, State
@@ -117,6 +117,22 @@ def _gpu(gpu: RunGpu) -> GpuStatus:
     return {"index": gpu.index, "uuid": gpu.uuid, "proof": gpu.proof}
 
 
+def _card(seen: GpuSeen) -> GpuStatus:
+    made: GpuStatus = {
+        "index": seen.index,
+        "uuid": seen.uuid,
+        "proof": "",
+        "name": seen.name,
+        "total_mib": seen.total_mib,
+        "used_mib": seen.used_mib,
+        "mig": seen.mig,
+        "holders": list(seen.holders),
+    }
+    if seen.error:
+        made["error"] = seen.error
+    return made
+
+
 def _host_state(host: Host) -> str:
     if host.up:
         return "up"
@@ -131,10 +147,14 @@ def _host(host: Host, asof: float, wall: Wall) -> HostStatus:
         "state": _host_state(host),
         "asof": asof if host.up else wall(host.since_s),
         "boot_id": host.boot_id,
-        "gpus": [],
+        "gpus": [_card(seen) for seen in host.gpus],
     }
+    if host.gpus_s is not None:
+        made["gpus_asof"] = wall(host.gpus_s)
     if not host.up:
         made["reason"] = host.why
+    elif host.gpus_error:
+        made["reason"] = f"its GPUs cannot be seen: {host.gpus_error}"
     if host.logout.why:
         made["logout"] = {"survives": host.logout.survives, "why": host.logout.why, "remedy": host.logout.remedy}
     if host.held_by:

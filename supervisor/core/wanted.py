@@ -23,3 +23,4 @@ class Wanted:
     drain_s: float = 60.0
     term_s: float = 30.0
     stall_s: float = 300.0
+    gpus: tuple[int | str, ...] = ()  # as written: indexes, or UUIDs

@@ -126,6 +126,10 @@ def adopt_abandoned(run: Run, record: Dict[str, Any], lock: int) -> None:
         run.write("gone.json", {"at": wall_ms(), "notes": notes})
         unlink_channels(run)
         return
+    try:
+        notes += filter(None, [logout.settle(run, spec)])
+    except spawn.Refused as doomed:
+        notes.append("this heir will end at logout: %s" % doomed)
     held: List[socket.socket] = []
     lent = lending.recorded(record)
     for name in spawn.claim_names(run, lent, record.get("ports", {})):

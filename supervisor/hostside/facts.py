@@ -35,7 +35,6 @@ def host_facts(base: str) -> Dict[str, Any]:
         "python_version": "%d.%d.%d" % sys.version_info[:3],
         "uid": os.getuid(),
         "login": kept,
-        "gpus": [],
         "logout": logout.verdict(),
         "now_ms": wall_ms(),
     }

@@ -5,6 +5,8 @@
     ask(reactor, deadline_s, done)       the same, and `done(look)` is called from the loop
     children() -> pids                   of looks under way: children of this process, and none of its run's tree
 
+    told(look)                           -> the same as plain data, for a controller
+
 A look is done in a child with a deadline (aside.py): NVML hangs when a card does. It never raises; `Look.error` is a sentence
 when the GPUs could not be seen, `Look.none` one when there are none. All below is pure, over a `Look`; GPUs are named by UUID:
 
@@ -27,6 +29,7 @@ from .holders import ELSEWHERE, Holder, who
 from .reactor import Reactor
 
 DEADLINE_S = 5.0
+AGAIN_S = 30.0
 SLACK_MIB = 64  # NVML's own accounting moves by a few MiB; a forgotten context is hundreds
 IDLE_MIB = 1024  # more than the driver keeps of an idle card (615 MiB of an H200, measured)
 PROVED, REFUTED, CANNOT_TELL = "proved", "refuted", "cannot tell"
@@ -86,16 +89,37 @@ children = aside.children
 def look(deadline_s: float = DEADLINE_S) -> Look:
     """Takes 40-150 ms, `deadline_s` at most."""
     known = _known()
-    return known if known is not None else _seen(aside.do(_observe, deadline_s), deadline_s)
+    try:
+        return known if known is not None else _seen(aside.do(_observe, deadline_s), deadline_s)
+    except OSError as error:
+        return _unable(error)
 
 
 def ask(reactor: Reactor, deadline_s: float, done: Callable[[Look], None]) -> None:
     """`done` may be called before this returns: when there is nothing to ask, or no use in asking."""
     known = _known()
-    if known is not None:
-        done(known)
-    else:
-        aside.begin(reactor, _observe, deadline_s, lambda answer: done(_seen(answer, deadline_s)))
+    if known is None:
+        try:
+            return aside.begin(reactor, _observe, deadline_s, lambda answer: done(_seen(answer, deadline_s)))
+        except OSError as error:
+            known = _unable(error)
+    return done(known)
+
+
+def _unable(error: OSError) -> Look:
+    """A host out of processes, memory or descriptors must not take a keeper down with it."""
+    return Look((), error="cannot start a look at NVML: %s" % error.strerror)
+
+
+def watch(reactor: Reactor, tell: Callable[[Look], None]) -> None:
+    """Look now, and again as long as they cannot be seen."""
+
+    def seen(look: Look) -> None:
+        tell(look)
+        if look.error:
+            reactor.after(AGAIN_S, lambda: watch(reactor, tell))
+
+    ask(reactor, DEADLINE_S, seen)
 
 
 def _known() -> Optional[Look]:
@@ -107,8 +131,8 @@ def _known() -> Optional[Look]:
     if since is not None:
         at = time.strftime("%H:%M:%S", time.localtime(since))
         return Look((), error="NVML does not answer (a look is stuck since %s)" % at)
-    nvml.prepare()
-    return None
+    wrong = nvml.prepare()
+    return Look((), error=wrong) if wrong else None
 
 
 def _observe() -> bytes:
@@ -149,6 +173,12 @@ def parse(raw: Dict[str, Any]) -> Look:
         gpus += [_gpu(card["index"], piece)._replace(card=card["uuid"], vgpu=flags["vgpu"]) for piece in card["slices"]]
     none = raw.get("none", "") or ("" if gpus or raw.get("error") else "the NVIDIA driver knows no GPU")
     return Look(tuple(gpus), raw.get("error", ""), none, raw.get("driver", ""))
+
+
+def told(look: Look) -> Dict[str, Any]:
+    """As a controller is told: plain data, each holder also as the sentence `says`."""
+    cards = [dict(g._asdict(), holders=[dict(h._asdict(), says=str(h)) for h in g.holders]) for g in look.gpus]
+    return {"gpus": cards, "error": look.error, "none": look.none, "driver": look.driver}
 
 
 def _gpu(index: int, raw: Dict[str, Any]) -> Gpu:

@@ -1,8 +1,8 @@
 """The link: one controller's conversation with this host. It owns nothing: when it dies, nothing else does.
 
-In:  hello, ping, start, stop, fence, http, tail, purge (JSON lines; the first must be hello)
-Out: hello with every run on record, then {"state": …} on each change of a run, {"reply": id, …}, {"pong": n},
-     {"logout": …} when what a logout does has changed
+In:  hello, ping, start, stop, fence, http, tail, gpus, purge (JSON lines; the first must be hello)
+Out: hello with every run on record, {"gpus": …} once they were looked at, then {"state": …} on each change of a run,
+     {"reply": id, …}, {"pong": n}, {"logout": …} when what a logout does has changed
 
 It ends itself 10 s after the last line it heard: sshd notices a vanished peer only when asked to, and every partition would
 leave a link behind. A host obeys one controller of a deployment only (`lead.py`); a read-only link may not change anything.
@@ -17,7 +17,7 @@ import socket
 import time
 from typing import Any, Dict, Optional
 
-from . import VERSION, birth, facts, http, logout, pump, rundir
+from . import VERSION, birth, facts, gpus, http, logout, pump, rundir
 from .lead import Holder, Lead, sentence
 from .reactor import Lines, Reactor
 from .rundir import Run
@@ -48,6 +48,7 @@ class Link:
         self.heard = time.monotonic()
         self.lines = 0  # heard so far
         self.lead = Lead(base, reactor, lambda: self.lines, lambda: self.line.send({"ask": "ping"}), self._outranked)
+        gpus.prepare()  # before the first fork: keepers and heirs inherit it
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         reactor.on_signals({signal.SIGCHLD: self._reap, signal.SIGTERM: reactor.stop, signal.SIGHUP: reactor.stop})
@@ -66,11 +67,13 @@ class Link:
             self.line.send({"pong": message.get("n")})
         elif op == "http":
             self._http(message)
+        elif op == "gpus":
+            gpus.ask(self.reactor, gpus.DEADLINE_S, lambda look: self._reply(message, gpus=gpus.told(look)))
         elif op == "tail":
             run = self._run(message)
             log = pump.Log(run.file("log") if run else "")
             text = log.tail(int(message.get("bytes", 4096)))
-            self.line.send({"reply": message["id"], "data": text.decode("latin-1"), "end": log.end()})
+            self._reply(message, data=text.decode("latin-1"), end=log.end())
         elif self._may_change(message):
             {"start": self._start, "stop": self._tell_keeper, "fence": self._tell_keeper, "purge": self._purge}[str(op)](
                 message
@@ -130,6 +133,7 @@ class Link:
         found = facts.host_facts(self.base)
         self.logout = found["logout"]
         self.line.send({"hello": dict(found, runs=list(self.states.values()))})
+        gpus.watch(self.reactor, lambda look: self.line.send({"gpus": gpus.told(look)}))
 
     def _tell(self, state: Dict[str, Any]) -> None:
         run = state["run"]
@@ -264,7 +268,7 @@ class Link:
 
     def _http(self, message: Dict[str, Any]) -> None:
         def done(status: int, body: bytes, error: str) -> None:
-            self.line.send({"reply": message["id"], "status": status, "body": body.decode("latin-1"), "error": error})
+            self._reply(message, status=status, body=body.decode("latin-1"), error=error)
 
         host, port = message["host"], int(message["port"])
         data = http.request(
@@ -279,4 +283,7 @@ class Link:
         if not living:
             for folder in ("runs", "data"):
                 shutil.rmtree(os.path.join(self.base, folder, self.deployment), ignore_errors=True)
-        self.line.send({"reply": message["id"], "living": living})
+        self._reply(message, living=living)
+
+    def _reply(self, message: Dict[str, Any], **said: Any) -> None:
+        self.line.send({"reply": message["id"], **said})

@@ -144,11 +144,20 @@ def _rules(user: str) -> Optional[Rules]:
 
     try:
         with dbus.Bus(dbus.SYSTEM_BUS, ASK_S) as bus:
-            kills = bool(get("KillUserProcesses")) and user not in get("KillExcludeUsers")
-            only: List[str] = get("KillOnlyUsers") if kills else []
-            return Rules(kills and (not only or user in only), bool(get("RemoveIPC")))
+            kills = killed(user, get("KillUserProcesses"), get("KillOnlyUsers"), get("KillExcludeUsers"))
+            return Rules(kills, get("RemoveIPC"))
     except (OSError, dbus.Failed):
         return None
+
+
+def killed(user: str, everybody: bool, only: List[str], but_not: List[str]) -> bool:
+    """Whose session scopes logind ends: the two lists override the switch, and without a list of exceptions root is one.
+
+    Somebody may have emptied that list on purpose, so that root is killed too; over D-Bus it looks the same.
+    """
+    if user in (but_not or ["root"]):
+        return False
+    return user in only if only else everybody
 
 
 def scope_name(run: Run) -> str:

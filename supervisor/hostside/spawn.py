@@ -190,7 +190,7 @@ def _become_leader(run: Run, folder: str, go_read: int, status_write: int) -> No
     signal.pthread_sigmask(signal.SIG_SETMASK, set())
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    oom_score(0 if os.getuid() == 0 else 200)
+    oom_score(_child_oom_score())
 
 
 def _only(fd: int, number: int) -> int:
@@ -222,6 +222,13 @@ def oom_score(score: int) -> None:
             file.write(str(score))
     except OSError:
         pass
+
+
+def _child_oom_score() -> int:
+    """The kernel ends the child before its keeper: as anybody where the keeper is protected, else by being worse."""
+    with open("/proc/self/oom_score_adj") as file:
+        keepers = int(file.read())
+    return 0 if keepers < 0 else min(1000, keepers + 200)
 
 
 def release(child: Child) -> Optional[str]:

@@ -31,7 +31,6 @@ def frontend(
             "DYN_TCP_RPC_HOST": site.address,
             # Off by default: a stream from a hung worker would hang its client for ever.
             "DYN_HTTP_BACKEND_STREAM_TIMEOUT_SECS": "300",
-            "CUDA_VISIBLE_DEVICES": "",
         },
         ports={"http": port, "stream": 0},
         bind=bind,

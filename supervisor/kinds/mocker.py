@@ -29,14 +29,14 @@ def mocker(
         "DYN_TCP_RPC_PORT": "${port.rpc}",
         # A mocker has no canary: without this /health is 503 for ever. Works in 1.4.2, though it warns "deprecated".
         "DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS": '["generate"]',
-        "CUDA_VISIBLE_DEVICES": "",  # explicit: unset would mean all of them
     }
     if model.startswith("/"):
         env["HF_HUB_OFFLINE"] = "1"
     return LaunchSpec(
         argv=(
             *(site.python, "-m", "dynamo.mocker"),
-            *flags(args),
+            # It uses no GPU and has no such flag; here too that says how many a replica is given.
+            *flags({key: value for key, value in args.items() if key != "tensor_parallel_size"}),
             *extra_args,
             *("--model-path", model),
             *("--model-name", served_as),

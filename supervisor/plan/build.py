@@ -15,6 +15,7 @@ from supervisor.errors import FileError
 from supervisor.kinds import KINDS
 from supervisor.kinds.base import MAX_SYSTEM_PORT, clashes
 from supervisor.spec import Deployment, Host, Inventory, Model
+from supervisor.spec.gpus import seats
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +116,12 @@ def _worker(model: Model, replica: int) -> PlannedProcess:
         "extra_args": model.extra_args,
     }
     policy = RestartPolicy(model.restart.policy, model.restart.budget, model.restart.window)
-    host = model.hosts[replica % len(model.hosts)]  # spread: one host's death takes as few replicas as possible
+    # Spread, either way: one host's death takes as few replicas as possible.
+    host, own = seats(model)[replica] if model.gpus else (model.hosts[replica % len(model.hosts)], ())
     needs = (model.model,) if model.model.startswith("/") else ()
     return _process(model.name, model.engine, host, replica, options, model.env, needs=needs, served_as=model.served_as,
-                    policy=policy, drain_s=model.stop.drain, term_s=model.stop.term, stall_s=model.ready.stall)  # fmt: skip
+                    policy=policy, drain_s=model.stop.drain, term_s=model.stop.term, stall_s=model.ready.stall,
+                    gpus=own)  # fmt: skip
 
 
 def _process(
@@ -135,6 +138,7 @@ def _process(
     drain_s: float | None = None,
     term_s: float | None = None,
     stall_s: float = 300.0,
+    gpus: tuple[int | str, ...] = (),
 ) -> PlannedProcess:
     stop = KINDS[kind].stop
     wanted = Wanted(
@@ -149,6 +153,7 @@ def _process(
         drain_s=stop.drain_s if drain_s is None else drain_s,
         term_s=stop.term_s if term_s is None else term_s,
         stall_s=stall_s,
+        gpus=gpus,
     )
     return PlannedProcess(wanted, options, env, needs, served_as)
 
@@ -163,6 +168,7 @@ def _stamped(plan: Plan, process: PlannedProcess) -> PlannedProcess:
         "kind": process.wanted.kind,
         "host": [host.name, host.python, dict(host.env or {}), plan.addresses[host.name]],
         "options": process.options,
+        "gpus": process.wanted.gpus,
         "env": [plan.env, process.env],
         "cell": [plan.deployment, plan.discovery, plan.lease_ttl_s, plan.etcd_urls, plan.request_plane, plan.event_plane],
     }

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from supervisor.core.facts import Logout
 from supervisor.kinds import KINDS
 from supervisor.kinds.base import Cell, LaunchSpec, Site, namespace_of
 from supervisor.plan.build import Plan
@@ -33,7 +32,6 @@ class HostFacts:
     hostname: str = ""
     python_version: str = ""
     clock_ahead_ms: int = 0  # its wall clock minus ours, the line's delay included
-    logout: Logout = field(default_factory=Logout)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +69,16 @@ def launch(plan: Plan, name: str, facts: HostFacts, secrets: Mapping[str, str], 
         "ports": {port: [number, wanted.binds.get(port, wanted.bind)] for port, number in wanted.ports.items()},
         "port_range": [low, high],
         "needs": list(process.needs),
+        "gpus": list(process.wanted.gpus),  # the host knows their UUIDs, and claims those
         "term_s": process.wanted.drain_s + process.wanted.term_s,
         "about": {"hash": process.wanted.launch_hash, "controller": controller, "service": process.wanted.service},
     }
     if "rpc" in wanted.ports:
         spec["fence"] = _fence(cell, process.wanted.service, f"{address}:${{port.rpc}}")
     env = _environment(plan, facts, host.python, [host.env or {}, plan.env, process.env, secrets, wanted.env])
+    # Explicit for every kind: unset would mean all of them. Indexes, where indexes were written: older engines die of a UUID.
+    env["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, process.wanted.gpus))
+    env["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # CUDA's own order is another than NVML's, by which indexes are meant
     return Launch(wanted.argv, env, spec, frozenset(secrets))
 
 
@@ -94,7 +96,6 @@ def _environment(plan: Plan, facts: HostFacts, python: str, layers: list[Mapping
     binaries = python.rpartition("/")[0]
     env["PATH"] = ":".join(part for part in (binaries, env.get("PATH", "/usr/local/bin:/usr/bin:/bin")) if part)
     env["SPT_NOENV"] = "1"  # else setproctitle wipes the environment that identifies a stray process
-    env["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     for layer in layers:
         env.update(layer)
     peers = ",".join(sorted({*plan.addresses.values(), "localhost", "127.0.0.1"}))

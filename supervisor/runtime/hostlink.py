@@ -19,7 +19,7 @@ from supervisor.core.facts import Fact, HostFound, HostLost, LogoutTold, Told
 from supervisor.errors import HostRefused, HostUnreachable, Superseded
 from supervisor.plan.launch import HostFacts
 from supervisor.probes.ask import HttpRequest
-from supervisor.runtime.parse import host_facts, logout, run_state
+from supervisor.runtime.parse import gpus_seen, host_facts, logout, run_state
 from supervisor.transport.base import Channel, Transport
 
 VERSION = 1
@@ -40,6 +40,7 @@ class HostLink:
         hello: Mapping[str, object],
         tell: Callable[[Fact], Awaitable[None]],
         persist: bool = True,
+        leads_elsewhere: Callable[[], bool] = lambda: True,
     ) -> None:
         self.name = name
         self.facts: HostFacts | None = None
@@ -51,6 +52,7 @@ class HostLink:
         self._count = 0
         self._heard_s = 0.0
         self._contested_s: float | None = None
+        self._leads_elsewhere = leads_elsewhere
 
     async def run(self) -> None:
         """Connect, serve, and again with growing pauses. A host that refuses is asked no more."""
@@ -163,11 +165,13 @@ class HostLink:
                 self._contested_s = None
                 # Said once: later it could put out one that meanwhile took over from us.
                 self._hello = {key: value for key, value in self._hello.items() if key != "take_over"}
-                await self._tell(HostFound(self.name, runs, self.facts.boot_id, self.facts.logout))
+                await self._tell(HostFound(self.name, runs, self.facts.boot_id, logout(hello.get("logout", {}))))
             elif "logout" in said:
                 await self._tell(LogoutTold(self.name, logout(_mapping(said["logout"]))))
             elif "ask" in said:
                 self.post({"op": "ping", "n": 0})  # somebody wants to know whether we live
+            elif "gpus" in said:
+                await self._tell(gpus_seen(self.name, _mapping(said["gpus"])))
             elif "refused" in said:
                 raise self._refusal(str(said["refused"]), said.get("holder"), found)
         raise HostUnreachable(f"the line to {self.name} ended")
@@ -177,7 +181,7 @@ class HostLink:
         why = f"{self.name}: {why}"
         if not isinstance(holder, dict):
             return HostRefused(why)
-        if not found and int(holder.get("asked") or 0) > self._epoch:
+        if not found and self._leads_elsewhere() and int(holder.get("asked") or 0) > self._epoch:
             now_s = anyio.current_time()
             self._contested_s = now_s if self._contested_s is None else self._contested_s
             if now_s - self._contested_s < YIELD_S:

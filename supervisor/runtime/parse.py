@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from supervisor.core.exit import Exit
-from supervisor.core.facts import Logout, Phase, RunGpu, RunState
+from supervisor.core.facts import GpuSeen, GpusSeen, Logout, Phase, RunGpu, RunState
 from supervisor.plan.launch import HostFacts
 
 
@@ -37,6 +37,24 @@ def run_state(said: Mapping[str, Any]) -> RunState:
     )
 
 
+def gpus_seen(host: str, said: Mapping[str, Any]) -> GpusSeen:
+    """A look at the GPUs as `hostside/gpus.py` tells it."""
+    return GpusSeen(host, tuple(map(_gpu, said.get("gpus", ()))), said.get("error", ""))
+
+
+def _gpu(said: Mapping[str, Any]) -> GpuSeen:
+    return GpuSeen(
+        index=said["index"],
+        uuid=said["uuid"],
+        name=said.get("name", ""),
+        total_mib=said.get("total_mib"),
+        used_mib=said.get("used_mib"),
+        mig=bool(said.get("mig")),
+        error=said.get("error", ""),
+        holders=tuple(holder["says"] for holder in said.get("holders", ())),
+    )
+
+
 def ended(said: Mapping[str, Any]) -> Exit:
     return Exit(
         code=said.get("code"),
@@ -57,7 +75,6 @@ def host_facts(said: Mapping[str, Any], now_ms: int) -> HostFacts:
         hostname=said.get("hostname", ""),
         python_version=said.get("python_version", ""),
         clock_ahead_ms=said.get("now_ms", now_ms) - now_ms,
-        logout=logout(said.get("logout", {})),
     )
 
 

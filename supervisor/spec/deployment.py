@@ -13,6 +13,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, ValidationInfo
 
 from supervisor.spec.document import Document, parse, read
+from supervisor.spec.gpus import Gpus
+from supervisor.spec.gpus import problems as gpu_problems
 from supervisor.spec.inventory import Inventory
 from supervisor.spec.names import clashes
 from supervisor.spec.problem import Problem, SpecError
@@ -118,7 +120,7 @@ def _own_name(value: object, info: ValidationInfo) -> object:
 def _candidates(value: object, info: ValidationInfo) -> object:
     host = info.data.get("host")
     if value is None:
-        return (host,) if host else context(info).hosts
+        return (host,) if host else tuple(info.data.get("gpus") or ()) or context(info).hosts
     if host:
         raise allowed("host or hosts, not both")
     return value
@@ -134,7 +136,6 @@ class Model(Section):
     """One service: `replicas` identical workers serving `model` to clients under the name `served_as`."""
 
     not_yet: ClassVar[Mapping[str, str]] = {
-        "gpus": "GPUs chosen by number per host",
         "labels": "hosts chosen by their labels",
         "prefill": "disaggregated serving with prefill and decode",
         "decode": "disaggregated serving with prefill and decode",
@@ -153,6 +154,7 @@ class Model(Section):
     replicas: Count = 1
     args: Args = Field(default_factory=dict)
     extra_args: tuple[Text, ...] = ()
+    gpus: Gpus | None = None
     host: KnownHost | None = None
     hosts: Annotated[
         tuple[KnownHost, ...],
@@ -230,3 +232,4 @@ def _disagreements(deployment: Deployment, document: Document) -> Iterator[Probl
     if etcd and etcd.host == frontend.host and frontend.port in (etcd.port, etcd.peer_port):
         text = f"found {frontend.port}, allowed: a port that etcd does not use ({etcd.port} and {etcd.peer_port})"
         yield document.problem(("frontend", "port"), text)
+    yield from gpu_problems(deployment.models, document)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from supervisor.spec.document import read
 from supervisor.spec.problem import Place, Problem, SpecError
+from supervisor.spec.words import OURS, OURS_PHRASE
 
 _LINE = re.compile(r"(?:export[ \t]+)?([A-Za-z_][A-Za-z0-9_]*)[ \t]*=[ \t]*(.*)")
 
@@ -30,6 +31,8 @@ def load_env_file(path: Path) -> dict[str, str]:
             wrong = "found a line that is not KEY=value, allowed: keys of A-Z a-z 0-9 _"
         elif found[1] in values:
             wrong = f"found the key {found[1]} a second time, allowed: each key once"
+        elif found[1] in OURS:
+            wrong = f"found the key {found[1]}, allowed: {OURS_PHRASE}"
         else:
             values[found[1]], wrong = _value(found[2])
         if wrong:

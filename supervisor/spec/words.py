@@ -128,10 +128,21 @@ Login = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.@+-]{0,63}$"), S
 ArgName = Annotated[
     str, Field(pattern=r"^[a-z][a-z0-9_]{0,99}$"), Says("a flag of the program in snake_case, such as max_model_len")
 ]
+OURS = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")
+OURS_PHRASE = "any other; noray sets this one for every process (list a model's GPUs under its key `gpus`)"
+
+
+def _not_ours(value: str) -> str:
+    if value in OURS:
+        raise allowed(OURS_PHRASE)
+    return value
+
+
 EnvName = Annotated[
     str,
     Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,254}$"),
     Says("a variable name of A-Z a-z 0-9 _, not starting with a digit"),
+    AfterValidator(_not_ours),
 ]
 Plain = Annotated[object, WithJsonSchema({})]  # whatever YAML can say: the document reader lets nothing else through
 

@@ -6,6 +6,9 @@ import contextlib
 import json
 import os
 import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -140,24 +143,46 @@ def test_piped_output_has_no_escape_codes(lab: Lab) -> None:
 def test_json_is_json(lab: Lab) -> None:
     assert json.loads(lab.noray("why", "--json").stdout) == {"verdict": lab.status()["verdict"], "troubles": []}
     assert json.loads(lab.noray("plan", "--json", *lab.files).stdout)["deployment"] == lab.name
-    lines = [json.loads(line) for line in lab.noray("logs", "--json", "mock-0", "etcd-0").stdout.splitlines()]
+    lines = [json.loads(line) for line in lab.noray("logs", "-n", "9999", "--json", "mock-0", "etcd-0").stdout.splitlines()]
     assert {line["process"] for line in lines} == {"mock-0", "etcd-0"}
-    assert all(line.keys() == {"process", "run", "line"} for line in lines)
+    assert all(line.keys() == {"process", "run", "at", "text"} for line in lines)
+    times = [line["at"] for line in lines]
+    assert times == sorted(times)
+    assert time.time() - 3600 < times[0] <= times[-1] <= time.time()
 
 
 def test_logs_of_two_names_say_whose_line_it_is(lab: Lab) -> None:
-    both = lab.noray("logs", "-n", "3", "mock-0", "etcd-0").stdout.splitlines()
-    assert sorted(line.partition(" | ")[0] for line in both) == ["etcd-0"] * 3 + ["mock-0"] * 3
-    service = lab.noray("logs", "-n", "1", "mock").stdout.splitlines()
-    assert sorted(line.partition(" | ")[0] for line in service) == ["mock-0", "mock-1", "mock-2"]
+    last = lab.noray("logs", "-n", "9", "mock-0", "etcd-0").stdout.splitlines()
+    assert len(last) == 9, "in all"
+    every = [json.loads(line) for line in lab.noray("logs", "--json", "--since", "1h", "mock-0", "etcd-0").stdout.splitlines()]
+    shown = [f"{line['process']} │ {line['text']}" for line in every]
+    assert any(shown[n : n + 9] == last for n in range(len(shown))), "in the order of their times"
+    service = lab.noray("logs", "-n", "9999", "mock").stdout.splitlines()
+    assert {line.partition(" │ ")[0] for line in service} == {"mock-0", "mock-1", "mock-2"}
+    assert lab.noray("logs", "--since", "0s", "mock-0").stdout == ""
+
+
+def test_logs_that_cannot_be_had_are_one_clear_error(lab: Lab) -> None:
     assert lab.noray("logs", "nobody", code=2).stderr.startswith("noray: nothing is called nobody")
+    done = lab.noray("logs", "--first-failure", "mock-0", code=1)
+    assert (done.stdout, done.stderr) == ("", "noray: mock-0: no run on record has failed\n")
+
+
+def test_a_reader_that_has_seen_enough_ends_the_logs_quietly(lab: Lab) -> None:
+    ours, theirs = os.pipe()
+    os.close(ours)
+    with os.fdopen(theirs, "wb") as pipe:
+        argv = [sys.executable, "-m", "supervisor", "logs", "mock"]
+        done = subprocess.run(argv, cwd=lab.place, env=lab.env, stdout=pipe, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 141
+    assert done.stderr == ""
 
 
 def test_ctrl_c_in_logs_touches_nothing(lab: Lab) -> None:
     before = pids(lab.status())
-    with lab.terminal("logs", "-f", "-n", "1", "mock-0", "mock-1", "mock-2") as terminal:
+    with lab.terminal("logs", "-f", "-n", "9999", "mock-0", "mock-1", "mock-2") as terminal:
         for name in ("mock-0", "mock-1", "mock-2"):
-            terminal.expect(f"{name} | ")
+            terminal.expect(f"{name} │ ")
         terminal.text = ""
         lab.chat()
         terminal.expect("request completed")

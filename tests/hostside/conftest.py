@@ -9,9 +9,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from tests.fakes.nvml import FakeGpus
 from tests.hostside.driver import Host, Link
 
 VERSIONS = ("3.9", "3.12")
@@ -39,6 +41,15 @@ def python(request: pytest.FixtureRequest) -> str:
     if found is None:
         pytest.skip(f"no Python {request.param} on this machine")
     return found
+
+
+@pytest.fixture
+def gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeGpus:
+    """Three of them, for every host that is made after this."""
+    fake = FakeGpus(tmp_path / "gpus", count=3)
+    for key, value in fake.env.items():
+        monkeypatch.setenv(key, value)  # what the box, and so every link, is started with
+    return fake
 
 
 @pytest.fixture

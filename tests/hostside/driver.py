@@ -112,6 +112,7 @@ class Host:
     root: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="nh", dir="/tmp")))
     deployment: str = field(default_factory=lambda: "t" + uuid.uuid4().hex[:8])
     inside: tuple[str, ...] = ()  # a command that execs the box, in a namespace of its own for instance
+    env: dict[str, str] = field(default_factory=dict)  # of its logins
 
     def __post_init__(self) -> None:
         self.base = self.root / "b"
@@ -119,7 +120,7 @@ class Host:
         self.links: list[Link] = []
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.line = ours
-        argv = [*self.inside, sys.executable, "-I", "-S", box.__file__, str(theirs.fileno()), str(self.root), self.deployment]
+        argv = [*self.inside, sys.executable, "-I", "-S", box.__file__, str(theirs.fileno()), f"{self.deployment}:{self.root}"]
         self.box = subprocess.Popen(argv, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
         theirs.close()
 
@@ -153,6 +154,7 @@ class Host:
         code = f"import sys;sys.path.insert(0,{str(folder)!r});from noray_host.main import main;main(*sys.argv[1:3])"
         # The title of a keeper is written over the link's arguments: they must be long enough.
         argv = [self.python, "-I", "-S", "-X", f"pycache_prefix={folder}/c", "-c", code, program, str(self.base), " " * 60]
+        argv = [*(["/usr/bin/env", *(f"{key}={value}" for key, value in self.env.items())] if self.env else []), *argv]
         in_read, in_write = os.pipe()
         out_read, out_write = os.pipe()
         pid = self.spawn(argv, in_read, out_write)

@@ -8,6 +8,9 @@ import signal
 import socket
 import sys
 
+import pytest
+
+from tests.fakes.nvml import FakeGpus
 from tests.hostside.driver import PY, TERM_DEAF, Host, Link, marked, sockets_named, stat, wait_for
 
 
@@ -32,10 +35,19 @@ def test_never_two_runs_of_one_process(any_host: Host, any_link: Link) -> None:
     any_link.started("r3")
 
 
-def test_a_gpu_is_held_across_processes_and_deployments(host: Host) -> None:
-    gpu = f"GPU-{host.deployment}"
+@pytest.fixture
+def card(gpus: FakeGpus, host: Host) -> str:
+    """The UUID of a GPU that no other test knows: claims are of the whole machine."""
+    uuid = f"GPU-{host.deployment}"
+    gpus.gpu(0, uuid=uuid)
+    return uuid
+
+
+def test_a_gpu_is_held_across_processes_and_deployments(gpus: FakeGpus, host: Host, card: str) -> None:
+    gpus.gpu(1, uuid=f"{card}-1")
+    gpu = card
     mine, theirs = host.link(), host.link(deployment=host.deployment + "b", controller="c2")
-    mine.started("r1", gpus=["GPU-x" + host.deployment, gpu])
+    mine.started("r1", gpus=[1, gpu])
     theirs.start("r2", process="other", gpus=[gpu])
     message = theirs.gone("r2")["exit"]["message"]
     assert f"gpu-{gpu} is held by w-0 of deployment {host.deployment} (user " in message
@@ -46,8 +58,8 @@ def test_a_gpu_is_held_across_processes_and_deployments(host: Host) -> None:
     theirs.stopped("r3")
 
 
-def test_a_visitor_is_told_the_holder(host: Host, link: Link) -> None:
-    gpu = f"gpu-GPU-{host.deployment}"
+def test_a_visitor_is_told_the_holder(gpus: FakeGpus, host: Host, link: Link, card: str) -> None:
+    gpu = f"gpu-{card}"
     link.started("r1", gpus=[gpu[4:]])
     for _ in range(3):
         told = visit(gpu)
@@ -58,8 +70,8 @@ def test_a_visitor_is_told_the_holder(host: Host, link: Link) -> None:
     assert visit(gpu) is None
 
 
-def test_claims_fall_only_after_the_tree_is_gone(host: Host, link: Link) -> None:
-    gpu = f"gpu-GPU-{host.deployment}"
+def test_claims_fall_only_after_the_tree_is_gone(gpus: FakeGpus, host: Host, link: Link, card: str) -> None:
+    gpu = f"gpu-{card}"
     state = link.started(argv=["sh", "-c", f'{sys.executable} -I -S -c "{TERM_DEAF}" & exec sleep 1000'], gpus=[gpu[4:]])
     wait_for(lambda: "deaf" in link.tail("r1"))
     os.kill(state["pid"], signal.SIGKILL)
@@ -70,8 +82,8 @@ def test_claims_fall_only_after_the_tree_is_gone(host: Host, link: Link) -> None
     host.assert_nothing_left()
 
 
-def test_the_heir_holds_them_still(host: Host, link: Link) -> None:
-    gpu = f"gpu-GPU-{host.deployment}"
+def test_the_heir_holds_them_still(gpus: FakeGpus, host: Host, link: Link, card: str) -> None:
+    gpu = f"gpu-{card}"
     link.started("r1", gpus=[gpu[4:]])
     os.kill(host.helper("keeper", "r1"), signal.SIGKILL)
     link.start("r2", gpus=[gpu[4:]])
@@ -83,9 +95,9 @@ def test_the_heir_holds_them_still(host: Host, link: Link) -> None:
     assert visit(gpu) is None
 
 
-def test_what_outlived_its_keepers_is_not_given_away(host: Host) -> None:
+def test_what_outlived_its_keepers_is_not_given_away(gpus: FakeGpus, host: Host, card: str) -> None:
     """Keeper and pump are dead, no link is there, the worker lives: its claims have fallen, but its records speak."""
-    gpu, mark = f"GPU-{host.deployment}", host.deployment + "mark"
+    gpu, mark = card, host.deployment + "mark"
     first = host.link()
     pid = first.started("r1", gpus=[gpu], env={"MARK": mark})["pid"]
     helpers = [host.helper("keeper", "r1"), host.helper("pump", "r1")]
@@ -110,8 +122,8 @@ def test_what_outlived_its_keepers_is_not_given_away(host: Host) -> None:
     host.assert_nothing_left()
 
 
-def test_twenty_starts_of_one_gpu_from_four_links(host: Host) -> None:
-    gpu, mark = f"GPU-{host.deployment}", host.deployment + "mark"
+def test_twenty_starts_of_one_gpu_from_four_links(gpus: FakeGpus, host: Host, card: str) -> None:
+    gpu, mark = card, host.deployment + "mark"
     links = [host.link(deployment=f"{host.deployment}{n}") for n in range(4)]
     runs = [(links[n % 4], f"r{n}") for n in range(20)]
     for link, run in runs:
@@ -131,8 +143,8 @@ def test_a_name_longer_than_a_socket_address(link: Link) -> None:
     link.stopped("r1")
 
 
-def test_the_leader_has_none_of_it(host: Host, link: Link) -> None:
-    state = link.started(gpus=[f"GPU-{host.deployment}"])
+def test_the_leader_has_none_of_it(gpus: FakeGpus, host: Host, link: Link, card: str) -> None:
+    state = link.started(gpus=[card])
     assert not [fd for fd in os.listdir(f"/proc/{state['pid']}/fd") if "socket" in os.readlink(f"/proc/{state['pid']}/fd/{fd}")]
     assert stat(state["pid"])
     assert PY

@@ -18,7 +18,7 @@ from supervisor.hostside import gpus, holders
 from supervisor.hostside.gpus import Gpu, Look
 from supervisor.hostside.holders import Holder
 from tests.fakes.nvml import LOST, NOT_SUPPORTED, UNKNOWN, FakeGpus, library
-from tests.hostside.driver import PACKAGE, importable, read, stat, wait_for
+from tests.hostside.driver import PACKAGE, Host, Link, importable, read, stat, wait_for
 
 # A process with the host side in it that does what it is told, line by line. Bound to us: a killed pytest leaves none.
 OWNER = """
@@ -233,6 +233,14 @@ def test_a_hang_costs_the_deadline(fake: FakeGpus, owner: Owner) -> None:
     assert len(owner.look().gpus) == 2
 
 
+def test_a_host_out_of_descriptors_or_processes_is_no_reason_to_die(owner: Owner) -> None:
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({}, 256))"
+    owner(limit.format(4))
+    assert "cannot start a look" in owner.look().error
+    owner(limit.format(256))
+    assert len(owner.look().gpus) == 2
+
+
 ASK = """ticks = []; found = []; reactor = Reactor()
 def done(look): found.append(look); reactor.stop()
 def tick(): ticks.append(gpus.children())
@@ -257,8 +265,12 @@ def test_the_child_has_nothing_of_its_owner_and_dies_with_it(fake: FakeGpus, own
     fake.hang()
     owner.say("gpus.look(100)")
     child = wait_for(lambda: next((c for c in children_of(owner.process.pid) if b"libnvidia-ml" in read(c, "maps")), None))
-    targets = [os.readlink(f"/proc/{child}/fd/{fd}") for fd in os.listdir(f"/proc/{child}/fd")]
-    assert sorted(target.partition(":")[0] for target in targets) == ["/dev/null"] * 3 + ["pipe"]
+
+    def has() -> list[str]:
+        found = Path(f"/proc/{child}/fd").iterdir()
+        return sorted(str(os.readlink(fd)).partition(":")[0] for fd in found if fd.is_symlink())
+
+    wait_for(lambda: has() == ["/dev/null"] * 3 + ["pipe"], "it hangs, and has closed the fake's own file")
     owner.process.kill()
     wait_for(lambda: not stat(child), "the child ended")
 
@@ -403,3 +415,43 @@ def test_resolve_says_why_nothing_can_be_seen() -> None:
 def test_the_fake_is_found_by_the_loader_only_where_it_is_meant_to(fake: FakeGpus) -> None:
     assert str(library()) in fake.env["LD_LIBRARY_PATH"]
     assert str(library()) not in os.environ.get("LD_LIBRARY_PATH", "")
+
+
+# --- the link tells -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def gpu_host(fake: FakeGpus) -> Iterator[Host]:
+    host = Host(env=fake.env)
+    yield host
+    host.close()
+
+
+def test_a_link_tells_what_gpus_there_are_and_looks_again_when_asked(fake: FakeGpus, gpu_host: Host) -> None:
+    fake.hold(1, os.getpid(), 500)
+    link = gpu_host.link()
+    first = link.until(lambda m: "gpus" in m)["gpus"]
+    assert [(gpu["index"], gpu["uuid"], len(gpu["holders"])) for gpu in first["gpus"]] == [
+        (0, fake.uuid(0), 0),
+        (1, fake.uuid(1), 1),
+    ]
+    assert f"pid {os.getpid()} " in first["gpus"][1]["holders"][0]["says"]
+    fake.free(1, os.getpid())
+    again = link.reply(op="gpus")["gpus"]
+    assert [gpu["holders"] for gpu in again["gpus"]] == [[], []]
+
+
+def test_a_link_without_gpus_says_so_at_once(link: Link) -> None:
+    said = link.until(lambda m: "gpus" in m)["gpus"]
+    assert (said["gpus"], said["error"]) == ([], "")
+
+
+def test_a_hang_keeps_nothing_else_waiting(fake: FakeGpus, gpu_host: Host) -> None:
+    fake.hang("nvmlInitWithFlags")
+    link = gpu_host.link()
+    began = time.monotonic()
+    link.started()
+    link.stopped()
+    assert time.monotonic() - began < 4, "a look has 5 s"
+    assert not any("gpus" in m for m in link.said)
+    assert "within 5 s" in link.until(lambda m: "gpus" in m)["gpus"]["error"]

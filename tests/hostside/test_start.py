@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes.nvml import FakeGpus
 from tests.hostside.driver import PY, Host, Link, importable, marked, read, stat, wait_for
 
 SHOW = (
@@ -28,9 +29,9 @@ def shown(link: Link, run: str = "r1") -> dict:
     return json.loads(wait_for(lambda: text if (text := link.tail(run, 1 << 16)).endswith("\n") else None))
 
 
-def test_records_of_a_life(any_host: Host, any_link: Link) -> None:
+def test_records_of_a_life(gpus: FakeGpus, any_host: Host, any_link: Link) -> None:
     before = time.time() * 1000
-    state = any_link.started(argv=["sleep", "1000"], gpus=[f"GPU-{any_host.deployment}"], argv_digest="d1", about={"x": 1})
+    state = any_link.started(argv=["sleep", "1000"], gpus=[1], argv_digest="d1", about={"x": 1})
     fields = stat(state["pid"])
     assert fields is not None
     born = any_host.record("w-0", "r1", "run.json")
@@ -38,7 +39,7 @@ def test_records_of_a_life(any_host: Host, any_link: Link) -> None:
     assert (born["pid"], born["start"], born["sid"]) == (state["pid"], int(fields[19]), state["pid"])
     assert born["boot"] == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     assert born["pidns"] == os.readlink("/proc/self/ns/pid")
-    assert (born["gpus"], born["argv_digest"], born["v"]) == ([f"GPU-{any_host.deployment}"], "d1", 1)
+    assert (born["gpus"], born["argv_digest"], born["v"]) == ([{"index": 1, "uuid": gpus.uuid(1), "before_mib": 615}], "d1", 1)
     assert before - 1000 <= born["at"] <= time.time() * 1000 + 1000
     assert state["about"] == {"x": 1}
     asked = any_host.record("w-0", "r1", "spec.json")
@@ -75,7 +76,8 @@ def test_what_a_leader_is_given(any_host: Host, any_link: Link) -> None:
     assert given["cwd"] == str(any_host.base / "data" / any_host.deployment / "w-0")
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     assert given["nofile"] == [hard, hard]
-    assert given["oom"] == (0 if os.getuid() == 0 else 200)
+    keepers = int(read(any_host.helper("keeper", "r1"), "oom_score_adj"))  # protected only where we have the capability
+    assert given["oom"] == (0 if keepers < 0 else keepers + 200)
 
 
 def test_signals_of_a_leader_are_reset(any_link: Link) -> None:

@@ -42,6 +42,12 @@ def test_the_rules_of_the_file_reach_the_process() -> None:
     assert (wanted.drain_s, wanted.term_s, wanted.stall_s) == (1, 2, 3)
 
 
+def test_replicas_are_where_their_gpus_are() -> None:
+    made = plan(deployment({"replicas": 4, "gpus": {"gpu01": [7], "gpu02": [0, 1, 2]}})).processes
+    where = [(made[f"qwen-{n}"].wanted.host, made[f"qwen-{n}"].wanted.gpus) for n in range(4)]
+    assert where == [("gpu01", (7,)), ("gpu02", (0,)), ("gpu02", (1,)), ("gpu02", (2,))]
+
+
 PYTHON = {"python": "/usr/bin/python3"}
 
 # --- addresses -----------------------------------------------------------------------------------------------------------
@@ -174,6 +180,11 @@ def test_what_all_agree_on_restarts_all(changed: dict[str, Any], expected: set[s
 def test_a_changed_host_restarts_what_runs_there(changed: dict[str, Any], expected: set[str]) -> None:
     before, after = hashes(), hashes(None, hosts(gpu02=changed))
     assert {name for name in before if before[name] != after[name]} == expected
+
+
+def test_another_gpu_is_another_launch() -> None:
+    before, after = (hashes(deployment({"replicas": 2, "gpus": {"gpu01": gpus}})) for gpus in ([0, 1], [0, 2]))
+    assert [name for name in before if before[name] != after[name]] == ["qwen-1"]
 
 
 def test_secrets_are_not_hashed(tmp_path: Any) -> None:

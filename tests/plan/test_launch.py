@@ -82,6 +82,31 @@ def test_the_gpus_are_said_out_loud(process: str) -> None:
     assert env["SPT_NOENV"] == "1"
 
 
+UUID = "GPU-0e6d6c59-7f0a-d075-d468-cd8e712015e1"
+TWO_EACH = {"args": {"tensor_parallel_size": 2}, "gpus": {"gpu01": [5, 4, 1, 0], "gpu02": [UUID, "MIG-1"]}}
+
+
+@pytest.mark.parametrize(
+    ("process", "gpus", "visible"),
+    [
+        ("qwen-0", [5, 4], "5,4"),
+        ("qwen-1", [UUID, "MIG-1"], f"{UUID},MIG-1"),
+        ("qwen-2", [1, 0], "1,0"),
+        ("frontend-0", [], ""),
+        ("etcd-0", [], ""),
+    ],
+)
+def test_every_process_sees_its_own_gpus_and_no_other(process: str, gpus: list[Any], visible: str) -> None:
+    theirs = {"CUDA_VISIBLE_DEVICES": "0,1,2,3", "CUDA_DEVICE_ORDER": "FASTEST_FIRST"}
+    made = launched(process, deployed=deployment(TWO_EACH), login=theirs, secrets=theirs)
+    assert made.spec["gpus"] == gpus
+    assert (made.env["CUDA_VISIBLE_DEVICES"], made.env["CUDA_DEVICE_ORDER"]) == (visible, "PCI_BUS_ID")
+
+
+def test_a_mocker_is_not_told_how_many_gpus_it_has() -> None:
+    assert "--tensor-parallel-size" not in launched("qwen-0", deployed=deployment(TWO_EACH)).argv
+
+
 def test_secrets_reach_the_environment_and_nothing_that_is_written_down() -> None:
     made = launched(secrets={"HF_TOKEN": "hush-hush"})
     assert made.env["HF_TOKEN"] == "hush-hush"

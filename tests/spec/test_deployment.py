@@ -21,7 +21,7 @@ COUNT = "an integer of at least 0 (and at most 10000)"
 PORT = "a port: an integer from 1 to 65535"
 TEXT = "text (numbers, true and false in quotes)"
 MODEL = "an absolute path on the hosts, or a hub id such as Qwen/Qwen3-0.6B"
-MODEL_KEYS = "args, engine, env, extra_args, host, hosts, model, name, ready, replicas, restart, served_as, stop"
+MODEL_KEYS = "args, engine, env, extra_args, gpus, host, hosts, model, name, ready, replicas, restart, served_as, stop"
 
 
 def model(line: str) -> str:
@@ -71,6 +71,7 @@ def test_what_is_left_out_has_an_answer() -> None:
         "args": {},
         "extra_args": (),
         "env": {},
+        "gpus": None,
         "host": None,
         "hosts": ("gpu01", "gpu02"),
         "restart": {"policy": "on_failure", "budget": 5, "window": 600.0},
@@ -224,7 +225,6 @@ NOT_YET = "not yet built in this version (planned: "
     ("text", "start"),
     [
         (top("nats: {host: gpu01}"), f"6:1: nats: {NOT_YET}NATS"),
-        (model("gpus: {gpu01: [0]}"), f"6:5: models[0].gpus: {NOT_YET}GPUs"),
         (model("labels: {rack: r1}"), f"6:5: models[0].labels: {NOT_YET}hosts chosen by their labels"),
         (model("prefill: {replicas: 2}"), f"6:5: models[0].prefill: {NOT_YET}disaggregated"),
         (model("decode: {}"), f"6:5: models[0].decode: {NOT_YET}disaggregated"),

@@ -25,7 +25,7 @@ PLACE = Path("/run")  # in our own mount namespace: whatever is mounted here, on
 CGROUPS = PLACE / "cgroups"
 DISK = PLACE / "disk"
 PREFIX = "noray-test-machine-"
-STALE_S = 600.0
+STALE_S = 60.0
 
 # What may not be done to the kernel that all share.
 FORBIDDEN = ",".join(f"-{cap}" for cap in ("sys_module", "sys_time", "sys_rawio", "mac_admin", "mac_override", "audit_control"))
@@ -121,6 +121,7 @@ def furnish(upper: Path, spec: dict[str, Any]) -> None:
     write("etc/hostname", spec["name"] + "\n")
     write("etc/machine-id", uuid.uuid4().hex + "\n")
     passwd, shadow, group = (Path("/etc", name).read_text() for name in ("passwd", "shadow", "group"))
+    write("root/.ssh/authorized_keys", spec["authorized"])
     for name, (uid, lingers) in spec["users"].items():
         passwd += f"{name}:x:{uid}:{uid}::/home/{name}:/bin/sh\n"
         shadow += f"{name}:*:19000:0:99999:7:::\n"

@@ -33,7 +33,7 @@ class PlanRow(TypedDict):
     process: str
     host: str
     kind: str
-    gpus: list[int]
+    gpus: list[int | str]
     ports: dict[str, int]  # 0 = chosen on the host at each start
     argv: list[str]
     env: dict[str, str]
@@ -77,11 +77,16 @@ def row_cells(row: PlanRow, rows: Sequence[PlanRow], secrets: Set[str]) -> list[
         Cell(plain(row["process"])),
         Cell(plain(row["kind"])),
         Cell(plain(row["host"])),
-        Cell(",".join(map(str, row["gpus"])) or "-"),
+        Cell(named(row) or "-"),
         Cell(ports(row) or "-"),
         Cell(f"≤ {sum(steps(row)):g} s"),
         Cell(plain(" ".join(masked_argv(row, values(rows, secrets))))),
     ]
+
+
+def named(row: PlanRow) -> str:
+    """Indexes as they are; of a UUID as much as tells it from others: `plan -v` and `--json` have it whole."""
+    return ",".join(plain(gpu)[:12] if isinstance(gpu, str) else str(gpu) for gpu in row["gpus"])
 
 
 def ports(row: PlanRow) -> str:
@@ -174,7 +179,7 @@ def changes(old: PlanRow, new: PlanRow, secrets: Set[str], hidden: Sequence[str]
     if old["host"] != new["host"]:
         said.append(f"host {plain(old['host'])} → {plain(new['host'])}")
     if old["gpus"] != new["gpus"]:
-        said.append(f"GPUs {','.join(map(str, old['gpus'])) or 'none'} → {','.join(map(str, new['gpus'])) or 'none'}")
+        said.append(f"GPUs {named(old) or 'none'} → {named(new) or 'none'}")
     if old["ports"] != new["ports"]:
         said.append(f"ports {ports(old) or 'none'} → {ports(new) or 'none'}")
     if old["argv"] != new["argv"]:

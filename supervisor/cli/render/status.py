@@ -17,7 +17,7 @@ MOST = 20  # lines about what is not ready; the rest is counted
 def show_status(status: Status, look: Look, *, all: bool = False) -> str:  # noqa: A002 the flag is called --all
     lines = [*verdict_lines(status, look, endpoints=True), *controller_lines(status, look)]
     rows = every_process(status, look) if all else what_is_not_ready(status, look)
-    blocks = [rows, hosts(status, look)]
+    blocks = [rows, gpus(status, look) if all else [], hosts(status, look)]
     if word(status) == "DEGRADED":
         blocks.append(wrap("next: noray why", look.width))
     for block in filter(None, blocks):
@@ -87,13 +87,33 @@ def every_process(status: Status, look: Look) -> list[str]:
     return table(rows, look, head=HEAD, expendable=EXPENDABLE)
 
 
+def gpus(status: Status, look: Look) -> list[str]:
+    """Every GPU as its host last saw it; who else holds one is named by `doctor gpu`."""
+    rows = [
+        [
+            Cell(plain(host["name"])),
+            Cell(str(gpu["index"])),
+            Cell(plain(gpu.get("name", "")) or "-"),
+            Cell(f"{gpu.get('used_mib')}/{gpu.get('total_mib')} MiB" if gpu.get("total_mib") else "-"),
+            Cell("-" if asof is None else f"{duration(status['asof'] - asof)} ago"),
+            Cell(plain(gpu["uuid"]) or "-"),
+            Cell(plain(gpu.get("error", "")) or ("split by MIG" if gpu.get("mig") else "")),
+        ]
+        for host in status["hosts"]
+        for asof in [host.get("gpus_asof")]
+        for gpu in host["gpus"]
+    ]
+    return table(rows, look, head=("HOST", "GPU", "NAME", "IN USE", "SEEN", "UUID", ""), expendable=(5, 2))
+
+
 def hosts(status: Status, look: Look) -> list[str]:
-    bad = [h for h in status["hosts"] if h["state"] != "up"]
+    bad = [h for h in status["hosts"] if h["state"] != "up" or h.get("reason")]
     rows = []
     for host in bad[:MOST]:
         heard = "never heard" if host["asof"] is None else f"last heard {duration(status['asof'] - host['asof'])} ago"
         lead = [Cell(f"host {plain(host['name'])}"), Cell(plain(host["state"]), "warn")]
-        rows.append([*lead, Cell(", ".join(filter(None, (heard, plain(host.get("reason", ""))))))])
+        story = (heard if host["state"] != "up" else "", plain(host.get("reason", "")))
+        rows.append([*lead, Cell(", ".join(filter(None, story)))])
     ends = [h for h in status["hosts"] if h["state"] == "up" and h.get("logout", {}).get("remedy")]
     for host in ends[: MOST - len(rows)]:
         told = f"{plain(host['logout']['why'])} (on that host: {plain(host['logout']['remedy'])})"

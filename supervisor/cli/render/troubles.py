@@ -28,6 +28,7 @@ class Trouble:
 def troubles(status: Status) -> list[Trouble]:
     """Earliest cause first; what has no time comes last."""
     found = [*controller(status), *(silent_host(status, h) for h in silent(status)), *processes(status)]
+    found += [ailing_host(h) for h in status["hosts"] if h["state"] == "up" and h.get("reason")]
     found += unplaced(status)
     found += logouts(status)
     return sorted(found, key=lambda t: (t.at is None, t.at or 0.0))
@@ -70,6 +71,12 @@ def logouts(status: Status) -> Iterable[Trouble]:
         shown = [plain(name) for name in names]
         says = f"Not safe from a logout on {listing(shown)}: {why}."
         yield Trouble(None, frozenset(names), says, next=tuple(f"ssh {name} {remedy}" for name in shown[:COMMANDS]))
+
+
+def ailing_host(host: HostStatus) -> Trouble:
+    """It answers, but something of it does not."""
+    says = f"Host {plain(host['name'])} is up, but {plain(host.get('reason', ''))}. What runs there goes on."
+    return Trouble(host.get("gpus_asof"), frozenset({host["name"]}), says, next=("noray doctor gpu",))
 
 
 def processes(status: Status) -> Iterable[Trouble]:

@@ -1,0 +1,194 @@
+"""How long an orderly stop of trees takes that no SIGTERM ends, and who is left: noray over ssh, s6, supervisord.
+
+A tree is a leader, its child, and a grandchild that left session and parents; all are deaf to SIGTERM. Grace is the time from
+SIGTERM to SIGKILL. The time is that of the command that an operator types, until it returns. Survivors are counted from
+outside, when it returns and some seconds later: what reappears counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import hosts, proc
+from benchmarks.machine import HOST_PYTHON, load
+from benchmarks.site import Site
+from benchmarks.table import Table, ratio
+
+NEEDS_ROOM = "it makes hosts, which needs root"
+DEAF = Path(__file__).with_name("deaf.py")
+REST_S = 1.0  # of noray's grace, what the leader leaves behind has this much (hostside/ladder.py)
+VENV = "NORAY_BENCH_SUPERVISORD"  # where supervisorctl is
+
+
+@dataclass(frozen=True)
+class Size:
+    hosts: int
+    trees: int
+    grace_s: float
+    later_s: float
+
+
+FULL = Size(hosts=16, trees=64, grace_s=5.0, later_s=5.0)
+QUICK = Size(hosts=2, trees=4, grace_s=2.0, later_s=0.5)
+
+
+@dataclass(frozen=True)
+class Stopped:
+    took_s: float
+    left: int  # processes, when the command returned
+    later: int
+    load: str
+
+
+def prepare(place: Path, quick: bool) -> None:
+    """Before the room is entered, which has no network: supervisord in a throw-away environment, if it can be had."""
+    if quick or os.environ.get(VENV):
+        return
+    python = place / "venv" / "bin" / "python"
+    subprocess.run([HOST_PYTHON, "-m", "venv", str(place / "venv")], capture_output=True, check=False)
+    done = subprocess.run([str(python), "-m", "pip", "install", "-q", "supervisor"], capture_output=True, check=False)
+    if done.returncode == 0:
+        os.environ[VENV] = str(python.parent)
+
+
+def run(place: Path, quick: bool) -> Table:
+    size = QUICK if quick else FULL
+    tools = {f"noray, over ssh to {size.hosts} hosts": noray, "s6, one machine": s6, "supervisord, one machine": supervisord}
+    rows, notes, ours = [], [], 0.0
+    for number, (name, tool) in enumerate(tools.items()):
+        folder = place / f"stop{number}"
+        folder.mkdir()
+        try:
+            found = measured(tool, folder, size)
+        except Absent as absent:
+            notes.append(f"{name.partition(',')[0]} is not in the table: {absent}")
+            continue
+        ours = ours or found.took_s
+        beside = ratio(ours, found.took_s)
+        rows.append((name, f"{found.took_s:.2f} s", beside, str(found.left), str(found.later), found.load))
+    notes += [
+        f"{size.trees} trees of 3 processes, {size.grace_s:g} s from SIGTERM to SIGKILL; survivors are processes, 0 is right.",
+        f"noray: `stop: {{drain: 0, term: {size.grace_s - REST_S:g}}}`, since what a leader leaves behind has {REST_S:g} s "
+        "more; its hosts are namespaces with an sshd each; `noray down` starts a Python and ends etcd and frontend (stubs) too.",
+        "s6: `timeout-kill`, `s6-svc -wD -d` for all at once. supervisord: `stopwaitsecs`, `stopasgroup`, `killasgroup`, "
+        "`supervisorctl stop all`.",
+    ]
+    title = f"Stop: {size.trees} SIGTERM-deaf trees, {size.grace_s:g} s grace"
+    later = f"{size.later_s:g} s later"
+    return Table(title, ("", "took", "noray / it", "survivors", later, "load before"), rows, notes)
+
+
+class Absent(Exception):
+    """This tool is not on the machine; says how to get it."""
+
+
+Stop = Callable[[], object]
+
+
+def measured(tool: Callable[[Path, Size, str], contextlib.AbstractContextManager[Stop]], place: Path, size: Size) -> Stopped:
+    mark = f"tree-{place.name}-{os.getpid()}"
+    before = load()
+    with tool(place, size, mark) as stop:
+        proc.until(lambda: len(proc.marked(mark)) == 3 * size.trees, 120, f"{size.trees} trees")
+        began = time.monotonic()
+        stop()
+        took_s = time.monotonic() - began
+        left = len(proc.marked(mark))
+        time.sleep(size.later_s)
+        later = len(proc.marked(mark))
+    for pid in proc.marked(mark):
+        os.kill(pid, 9)
+    return Stopped(took_s, left, later, before)
+
+
+@contextlib.contextmanager
+def noray(place: Path, size: Size, mark: str) -> Iterator[Stop]:
+    why = hosts.missing()
+    if why:
+        raise Absent(why)
+    stop = {"drain": 0, "term": size.grace_s - REST_S}
+    with hosts.Hosts(place, size.hosts) as lab:
+        site = Site(place, [HOST_PYTHON, "-I", "-S", str(DEAF), mark], size.trees, lab.inventory, stop)
+
+        def down() -> None:
+            done = site.down()
+            assert done.returncode == 0, done.stderr
+
+        with site:
+            yield down
+
+
+@contextlib.contextmanager
+def s6(place: Path, size: Size, mark: str) -> Iterator[Stop]:
+    scan = shutil.which("s6-svscan")
+    if scan is None:
+        raise Absent("apt-get install s6")
+    services = [place / "scan" / f"t{n}" for n in range(size.trees)]
+    for service in services:
+        service.mkdir(parents=True)
+        (service / "run").write_text(f"#!/bin/sh\nexec {HOST_PYTHON} -I -S {DEAF} {mark}\n")
+        (service / "run").chmod(0o755)
+        (service / "timeout-kill").write_text(f"{size.grace_s * 1000:.0f}\n")
+    running = subprocess.Popen([scan, "-c", "1000", str(place / "scan")])
+
+    def down() -> None:
+        asked = [subprocess.Popen(["s6-svc", "-wD", "-T", "60000", "-d", str(service)]) for service in services]
+        for one in asked:
+            one.wait()
+
+    try:
+        yield down
+    finally:
+        subprocess.run(["s6-svscanctl", "-t", str(place / "scan")], check=False)
+        running.wait()
+
+
+SUPERVISORD = """\
+[supervisord]
+nodaemon=true
+logfile={place}/log
+pidfile={place}/pid
+childlogdir={place}
+minfds=1024
+[unix_http_server]
+file={place}/sock
+[rpcinterface:supervisor]
+supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface
+[supervisorctl]
+serverurl=unix://{place}/sock
+[program:t]
+command={command}
+process_name=t%(process_num)d
+numprocs={trees}
+startsecs=0
+stopwaitsecs={grace:.0f}
+stopasgroup=true
+killasgroup=true
+stdout_logfile=NONE
+stderr_logfile=NONE
+"""
+
+
+@contextlib.contextmanager
+def supervisord(place: Path, size: Size, mark: str) -> Iterator[Stop]:
+    folder = os.environ.get(VENV, "")
+    daemon, ctl = (shutil.which(name, path=folder or None) for name in ("supervisord", "supervisorctl"))
+    if daemon is None or ctl is None:
+        raise Absent("pip install supervisor (the full run does so by itself)")
+    config = place / "conf"
+    command = f"{HOST_PYTHON} -I -S {DEAF} {mark}"
+    config.write_text(SUPERVISORD.format(place=place, command=command, trees=size.trees, grace=size.grace_s))
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    running = subprocess.Popen([daemon, "-c", str(config)], **quiet)  # type: ignore[call-overload]
+    try:
+        yield lambda: subprocess.run([ctl, "-c", str(config), "stop", "all"], check=False, **quiet)  # type: ignore[call-overload]
+    finally:
+        running.terminate()
+        running.wait()

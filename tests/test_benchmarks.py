@@ -1,0 +1,48 @@
+"""The benchmarks still run, small and short. How fast anything is no test can say on a machine that others use."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import hosts, room
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def table(name: str) -> dict[str, list[str]]:
+    """The rows of its table by their first cell."""
+    argv = [sys.executable, "-m", "benchmarks", name, "--quick"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    env.pop(room.INSIDE, None)
+    done = subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [[cell.strip(" *`") for cell in line.strip("|").split("|")] for line in done.stdout.splitlines() if line[:1] == "|"]
+    return {row[0]: row[1:] for row in rows[2:]}
+
+
+def test_memory_has_a_floor_beside_it() -> None:
+    rows = table("memory")
+    assert {"keeper", "pump", "keeper + pump"} < set(rows)
+    assert all(re.fullmatch(r"[\d.]+ MB\W*", row[0]) for row in rows.values()), rows
+
+
+def test_logs_have_a_floor_beside_them() -> None:
+    rows = table("logs")
+    assert {"cat > file", "bare Python loop", "pump", "keeper"} < set(rows)
+    assert all(re.fullmatch(r"[\d.]+ ms", row[0]) for row in rows.values()), rows
+
+
+@pytest.mark.root
+@pytest.mark.skipif(not room.possible(), reason="needs root to make hosts")
+@pytest.mark.skipif(bool(hosts.missing()), reason=hosts.missing())
+def test_stop_counts_survivors() -> None:
+    rows = table("stop")
+    noray = rows["noray, over ssh to 2 hosts"]
+    assert re.fullmatch(r"[\d.]+ s", noray[0])
+    assert noray[2:4] == ["0", "0"]
