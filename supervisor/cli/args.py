@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from supervisor.cli import demo, down, logs, plan, schema, serve, start, status, stop, up, why
+from supervisor.cli import demo, doctor, down, logs, plan, schema, serve, start, status, stop, up, why
 
 DEFAULT_FILE = Path("deployment.yaml")
 
@@ -57,6 +57,19 @@ def parser() -> argparse.ArgumentParser:
     which.add_argument("--previous", action="store_true", help="of the run before the last")
     which.add_argument("--first-failure", action="store_true", help="of the run with which the last series of failures began")
     which.add_argument("--run", dest="which_run", metavar="RUN", help="of this run")
+    _json(verb)
+
+    verb = _add(verbs, "doctor", doctor.run, "who holds the GPUs of every host; can end what is ours and has nobody")
+    verb.add_argument(
+        "what", choices=["gpu"], help="gpu: every holder of every GPU: ours and of which run, furniture, stranger"
+    )
+    verb.add_argument(
+        "--reap-ours",
+        action="store_true",
+        help="end the processes of our own runs that have neither keeper nor pump, and nobody else's",
+    )
+    _deployment(verb)
+    verb.add_argument("--yes", "-y", action="store_true", help="do not ask")
     _json(verb)
 
     verb = _add(verbs, "down", down.run, "drain and stop everything, in order; works without a controller")

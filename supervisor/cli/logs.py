@@ -35,6 +35,7 @@ OPEN_S = 15.0
 LINES = 50
 WINDOW_S = 0.3  # following: how late a line may come and still find its place; hosts look every 0.1 s
 BACKLOG_S = 3.0  # following: when the first host has told its backlog, nobody waits longer for the slowest
+UNFINISHED_S = 2.0  # following: a line without its newline (a progress bar, a prompt) waits no longer for it
 SKEW_MS = 1000  # clocks further apart than this are worth a word
 
 
@@ -181,8 +182,15 @@ class _Reader:
             channel = await transport.open("tail", OPEN_S)
             asked_ms = time.time() * 1000
             await channel.send(self._ask(name, asked_ms))
-            async for said in channel:
-                if "now" in said:
+            said_so_far = aiter(channel)
+            shown_at_s = math.inf
+            while True:
+                said: Mapping[str, object] = {}
+                with anyio.CancelScope(deadline=shown_at_s):
+                    said = await anext(said_so_far)
+                if not said:
+                    await self._screen.add(name, story.cutter.flush())
+                elif "now" in said:
                     story.cutter.ahead_ms = self._ahead_ms(host, int(str(said["now"])), asked_ms)
                 elif "live" in said:
                     self._screen.is_live(name)
@@ -195,6 +203,10 @@ class _Reader:
                     if said.get("timed") is False:
                         self._untimed(name, said)
                     await self._screen.add(name, story.heard(said, time.time()))
+                if not (self._args.follow and story.cutter.unfinished):
+                    shown_at_s = math.inf
+                elif shown_at_s == math.inf:
+                    shown_at_s = anyio.current_time() + UNFINISHED_S
         except (HostRefused, HostUnreachable) as error:
             await self._screen.add(name, story.end())
             self._failed(f"{name}: {error}")

@@ -21,7 +21,7 @@ from pathlib import Path
 from supervisor.core.hand import Held, Holds
 from supervisor.errors import NorayError, UsageError
 from supervisor.plan.build import Plan, build
-from supervisor.spec import parse_deployment, parse_inventory
+from supervisor.spec import Inventory, parse_deployment, parse_inventory
 from supervisor.spec.inventory import load_inventory
 
 # Its controller's lock and socket mean nothing there. Hosts refuse the same for theirs: transport/stage_one.py.
@@ -37,12 +37,15 @@ class Files:
     inventory: str | None = None
     inventory_path: Path | None = None
 
+    def read_inventory(self) -> Inventory:
+        """All hosts, used or not. Raises FileError."""
+        if self.inventory is None or self.inventory_path is None:
+            return load_inventory(None)
+        return parse_inventory(self.inventory, self.inventory_path)
+
     def plan(self) -> Plan:
         """Raises FileError with everything that is wrong."""
-        if self.inventory is None or self.inventory_path is None:
-            inventory = load_inventory(None)
-        else:
-            inventory = parse_inventory(self.inventory, self.inventory_path)
+        inventory = self.read_inventory()
         return build(parse_deployment(self.deployment, inventory, self.deployment_path), inventory)
 
     def args(self) -> dict[str, object]:

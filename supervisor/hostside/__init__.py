@@ -21,6 +21,7 @@ Files:
                 fence.py    out of Dynamo's routing, at once   fencing.py  when, and how often
     its GPUs    lending.py  clean, its own, given back         gpus.py     what a look shows, and what follows (pure)
                 nvml.py     the only file that knows pynvml    holders.py  who holds a GPU, by /proc
+                doctor.py   who is on them, and orphans ended  owners.py   which process is of which run
                 aside.py    work that may hang, in a child with a deadline
     the host    claims.py   GPUs, ports, names, held           ports.py    choose, bind-test, who has them
                 procfs.py   /proc, read once, in one way       reactor.py  poll, timers, JSON lines

@@ -25,13 +25,21 @@ _under_way: Dict[int, "Aside"] = {}  # also those that were killed and have not 
 
 
 class Aside:
-    """One piece of work. `fd` becomes readable when there is some of its answer, or its end."""
+    """One piece of work; OSError when the host has no process left for it.
+
+    `fd` becomes readable when there is some of its answer, or its end.
+    """
 
     def __init__(self, work: Callable[[], bytes]) -> None:
         self.began, self.answer, self.killed = time.time(), b"", False
         self.fd, write = os.pipe()
         parent = os.getpid()
-        self.pid = os.fork()
+        try:
+            self.pid = os.fork()
+        except OSError:
+            os.close(self.fd)
+            os.close(write)
+            raise
         if self.pid == 0:
             try:
                 _alone(parent, write)

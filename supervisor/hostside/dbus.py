@@ -10,14 +10,15 @@ import socket
 import struct
 import sys
 import time
-from typing import Any, Dict, List, NamedTuple, Tuple
+from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 
 SYSTEM_BUS = "/run/dbus/system_bus_socket"
 CALL, REPLY, ERROR, SIGNAL = 1, 2, 3, 4
 PATH, INTERFACE, MEMBER, ERROR_NAME, REPLY_TO, DESTINATION, SIGNATURE = 1, 2, 3, 4, 5, 6, 8
 FIELD_TYPES = {PATH: "o", SIGNATURE: "g"}  # of the header fields we send; all others are strings
-ALIGN = {"y": 1, "g": 1, "v": 1, "(": 8, "t": 8}  # everything else: 4
-NUMBERS = {"b": "=I", "u": "=I", "t": "=Q", "i": "=i"}
+NUMBERS = {
+    "y": "=B", "b": "=I", "n": "=h", "q": "=H", "i": "=i", "u": "=I", "x": "=q", "t": "=Q", "d": "=d", "h": "=I",
+}  # fmt: skip
 ENDIAN = ord("l" if sys.byteorder == "little" else "B")
 LIMIT = 1 << 20  # no answer we ask for comes near it
 
@@ -72,13 +73,11 @@ class Bus:
         fields = {DESTINATION: to, PATH: path, INTERFACE: interface, MEMBER: member}
         if signature:
             fields[SIGNATURE] = signature
-        header, body = bytearray(), bytearray()
-        _put(body, "(%s)" % signature, args)
+        body = encode(signature, args)
         told = [(number, (FIELD_TYPES.get(number, "s"), value)) for number, value in sorted(fields.items())]
-        _put(header, "(yyyyuua(yv))", (ENDIAN, CALL, 0, 1, len(body), self._serial, told))
-        _pad(header, 8)
+        header = encode("yyyyuua(yv)", (ENDIAN, CALL, 0, 1, len(body), self._serial, told))
         self._in_time()
-        self._sock.sendall(bytes(header + body))
+        self._sock.sendall(header + bytes(-len(header) % 8) + body)
         while True:
             said = self._message()
             if said.kind == SIGNAL:
@@ -121,10 +120,21 @@ class Bus:
         data, self._buffer = self._buffer[: start + body], self._buffer[start + body :]
         try:
             headers = dict(_get(data, 12, "a(yv)")[0])
-            values = _get(data, start, "(%s)" % headers.get(SIGNATURE, ""))[0]
-        except (struct.error, IndexError, ValueError) as error:
+            return Message(kind, headers, decode(headers.get(SIGNATURE, ""), data[start:]))
+        except (struct.error, IndexError, ValueError, RecursionError) as error:
             raise Failed("what it says cannot be understood: %s" % error) from None
-        return Message(kind, headers, list(values))
+
+
+def encode(signature: str, values: Sequence[Any]) -> bytes:
+    """Structs are tuples, a variant is (its signature, its value), an array of pairs is a list of them."""
+    out = bytearray()
+    _put(out, "(%s)" % signature, values)
+    return bytes(out)
+
+
+def decode(signature: str, data: bytes) -> List[Any]:
+    """The same back, but a variant comes as its value alone. IndexError, ValueError, struct.error: it is not that."""
+    return list(_get(data, 0, "(%s)" % signature)[0])
 
 
 def _kinds(signature: str) -> List[str]:
@@ -151,7 +161,11 @@ def _end(signature: str, at: int) -> int:
 
 
 def _align(kind: str) -> int:
-    return 8 if kind[0] == "{" else ALIGN.get(kind[0], 4)
+    if kind[0] in "({":
+        return 8
+    if kind[0] in "gv":
+        return 1
+    return struct.calcsize(NUMBERS.get(kind[0], "=I"))
 
 
 def _pad(out: bytearray, to: int) -> None:
@@ -160,9 +174,7 @@ def _pad(out: bytearray, to: int) -> None:
 
 def _put(out: bytearray, kind: str, value: Any) -> None:
     _pad(out, _align(kind))
-    if kind == "y":
-        out.append(value)
-    elif kind in NUMBERS:
+    if kind in NUMBERS:
         out += struct.pack(NUMBERS[kind], value)
     elif kind in "sog":
         text = value.encode()
@@ -187,8 +199,6 @@ def _put(out: bytearray, kind: str, value: Any) -> None:
 def _get(data: bytes, at: int, kind: str) -> Tuple[Any, int]:
     """The value of that type at `at`, and where it ends. A dictionary's entries come as pairs."""
     at += -at % _align(kind)
-    if kind == "y":
-        return data[at], at + 1
     if kind in NUMBERS:
         (value,) = struct.unpack_from(NUMBERS[kind], data, at)
         return (bool(value) if kind == "b" else value), at + struct.calcsize(NUMBERS[kind])

@@ -89,16 +89,26 @@ children = aside.children
 def look(deadline_s: float = DEADLINE_S) -> Look:
     """Takes 40-150 ms, `deadline_s` at most."""
     known = _known()
-    return known if known is not None else _seen(aside.do(_observe, deadline_s), deadline_s)
+    try:
+        return known if known is not None else _seen(aside.do(_observe, deadline_s), deadline_s)
+    except OSError as error:
+        return _unable(error)
 
 
 def ask(reactor: Reactor, deadline_s: float, done: Callable[[Look], None]) -> None:
     """`done` may be called before this returns: when there is nothing to ask, or no use in asking."""
     known = _known()
-    if known is not None:
-        done(known)
-    else:
-        aside.begin(reactor, _observe, deadline_s, lambda answer: done(_seen(answer, deadline_s)))
+    if known is None:
+        try:
+            return aside.begin(reactor, _observe, deadline_s, lambda answer: done(_seen(answer, deadline_s)))
+        except OSError as error:
+            known = _unable(error)
+    return done(known)
+
+
+def _unable(error: OSError) -> Look:
+    """A host out of processes, memory or descriptors must not take a keeper down with it."""
+    return Look((), error="cannot start a look at NVML: %s" % error.strerror)
 
 
 def watch(reactor: Reactor, tell: Callable[[Look], None]) -> None:
@@ -121,8 +131,8 @@ def _known() -> Optional[Look]:
     if since is not None:
         at = time.strftime("%H:%M:%S", time.localtime(since))
         return Look((), error="NVML does not answer (a look is stuck since %s)" % at)
-    nvml.prepare()
-    return None
+    wrong = nvml.prepare()
+    return Look((), error=wrong) if wrong else None
 
 
 def _observe() -> bytes:

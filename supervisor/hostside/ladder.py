@@ -4,10 +4,11 @@
                                       any step --tree empty--> done; with GPUs: gpu_return --memory back--> done
                                                                                 gpu_return --due--> gpu_held
 
-Asking again can only bring deadlines closer (a second Ctrl-C skips the drain), never further away. A leader that ends
-unasked enters at term_rest: what it leaves behind is ended too. `kill` never loops for ever: what SIGKILL cannot end
-within KILL_S is `stuck`, and memory that no process holds any more but the GPU does not give back is `gpu_held`. Both keep
-their claims, and both still become `done` if the kernel or the driver lets go one day.
+An asked end is killed `term_s` after it was asked for, whoever is deaf: the rest hears SIGTERM shortly before that, out of
+the leader's time and not after it. Asking again can only bring deadlines closer (a second Ctrl-C skips the drain), never
+further away. A leader that ends unasked enters at term_rest: what it leaves behind is ended too. `kill` never loops for
+ever: what SIGKILL cannot end within KILL_S is `stuck`, and memory that no process holds any more but the GPU does not give
+back is `gpu_held`. Both keep their claims, and both still become `done` if the kernel or the driver lets go one day.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ ASK, LEADER_GONE, DUE, EMPTY, RETURNED = "ask", "leader_gone", "due", "empty", "
 EVENTS = (ASK, LEADER_GONE, DUE, EMPTY, RETURNED)
 
 REST_S = 1.0  # what a leader leaves behind gets this long after its SIGTERM
+HASTE_S = 0.5  # and this long if the leader is deaf; also the least between SIGTERM and SIGKILL, however hasty
 KILL_S = 10.0  # what survives SIGKILL this long is stuck
 RETURN_S = 30.0  # for the memory of the GPUs to come back; seen to take under a second, and several after a crash
 
@@ -28,7 +30,8 @@ RETURN_S = 30.0  # for the memory of the GPUs to come back; seen to take under a
 class Ladder(NamedTuple):
     step: str = IDLE
     deadline: Optional[float] = None  # on the clock that `now` is read from; None = wait for ever
-    term_s: float = 30.0  # what the leader gets after SIGTERM
+    term_s: float = 30.0  # from SIGTERM to SIGKILL
+    kill_at: Optional[float] = None  # of an end that was asked for
     gpus: bool = False  # it holds some, whose memory must be back before it is done
 
 
@@ -44,12 +47,25 @@ def _enter(step: str, after_s: Optional[float]) -> Callable[[Ladder, float], Res
 
 
 def _ask(ladder: Ladder, now: float) -> Result:
-    return ladder._replace(step=TERM_LEADER, deadline=now + ladder.term_s), TERM_LEADER
+    kill_at = now + max(ladder.term_s, HASTE_S)
+    return ladder._replace(step=TERM_LEADER, deadline=kill_at - HASTE_S, kill_at=kill_at), TERM_LEADER
 
 
 def _ask_again(ladder: Ladder, now: float) -> Result:
-    sooner = now + ladder.term_s
-    return ladder._replace(deadline=sooner if ladder.deadline is None else min(sooner, ladder.deadline)), None
+    kill_at = now + max(ladder.term_s, HASTE_S)
+    if ladder.kill_at is not None:
+        kill_at = min(kill_at, ladder.kill_at)
+    return ladder._replace(deadline=kill_at - HASTE_S, kill_at=kill_at), None
+
+
+def _hasten(ladder: Ladder, now: float) -> Result:
+    kill_at = now + max(ladder.term_s, HASTE_S)
+    return ladder._replace(deadline=kill_at if ladder.deadline is None else min(kill_at, ladder.deadline)), None
+
+
+def _rest(ladder: Ladder, now: float) -> Result:
+    deadline = now + REST_S if ladder.kill_at is None else min(now + REST_S, ladder.kill_at)
+    return ladder._replace(step=TERM_REST, deadline=deadline), TERM_REST
 
 
 def _empty(ladder: Ladder, now: float) -> Result:
@@ -60,13 +76,13 @@ def _ignore(ladder: Ladder, now: float) -> Result:
     return ladder, None
 
 
-_rest, _kill, _stuck = _enter(TERM_REST, REST_S), _enter(KILL, KILL_S), _enter(STUCK, None)
+_kill, _stuck = _enter(KILL, KILL_S), _enter(STUCK, None)
 _return, _held, _done = _enter(GPU_RETURN, RETURN_S), _enter(GPU_HELD, None), _enter(DONE, None)
 
 ROWS: Dict[str, Dict[str, Callable[[Ladder, float], Result]]] = {
     IDLE: {ASK: _ask, LEADER_GONE: _rest, DUE: _ignore, EMPTY: _empty, RETURNED: _ignore},
     TERM_LEADER: {ASK: _ask_again, LEADER_GONE: _rest, DUE: _rest, EMPTY: _empty, RETURNED: _ignore},
-    TERM_REST: {ASK: _ignore, LEADER_GONE: _ignore, DUE: _kill, EMPTY: _empty, RETURNED: _ignore},
+    TERM_REST: {ASK: _hasten, LEADER_GONE: _ignore, DUE: _kill, EMPTY: _empty, RETURNED: _ignore},
     KILL: {ASK: _ignore, LEADER_GONE: _ignore, DUE: _stuck, EMPTY: _empty, RETURNED: _ignore},
     STUCK: {ASK: _kill, LEADER_GONE: _ignore, DUE: _ignore, EMPTY: _empty, RETURNED: _ignore},  # an operator may try once more
     GPU_RETURN: {ASK: _ignore, LEADER_GONE: _ignore, DUE: _held, EMPTY: _ignore, RETURNED: _done},

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Callable, Dict
 
-# The two import all the rest, here, before anything daemonises: a keeper that lives for weeks must not come back to an
+# They import all the rest, here, before anything daemonises: a keeper that lives for weeks must not come back to an
 # archive that was swept away meanwhile.
-from . import link, tail
+from . import doctor, link, tail
 
-PROGRAMS: Dict[str, Callable[[str], int]] = {"link": link.main, "tail": tail.main}
+PROGRAMS: Dict[str, Callable[[str], int]] = {"link": link.main, "tail": tail.main, "doctor": doctor.main}
 
 
 def main(program: str, base: str) -> int:

@@ -45,14 +45,21 @@ def _library_exists() -> bool:
         return False
 
 
-def prepare() -> None:
-    """Take pynvml along: call it early, an archive may be swept away under a process that lives for weeks."""
+def prepare() -> str:
+    """Take pynvml along: call it early, an archive may be swept away under a process that lives for weeks.
+
+    Why that failed, else "". Does nothing on a host that has no NVIDIA driver.
+    """
     global _text
     if not _text and not missing():
         loader: Any = __loader__  # type: ignore[name-defined]
         archive = getattr(loader, "archive", None)  # zipimport's; a plain folder has none
         beside = archive or os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-        _text = zlib.compress(loader.get_data(os.path.join(beside, "pynvml.py")), 1)
+        try:
+            _text = zlib.compress(loader.get_data(os.path.join(beside, "pynvml.py")), 1)
+        except OSError as error:
+            return "cannot read pynvml.py from %s: %s" % (beside, error)
+    return ""
 
 
 def remember(code: bytes) -> None:

@@ -158,6 +158,10 @@ class Pump:
         except OSError:
             pass  # the keeper is told in any case
 
+    def close(self) -> None:
+        os.close(self.file)
+        self._times.close()
+
     def _copy(self) -> int:
         """For a file system that cannot splice: these bytes are in our hands for a moment."""
         try:
@@ -209,10 +213,10 @@ class Pump:
     def _rotate(self) -> None:
         for old in self.log.segments()[: 1 - SEGMENTS_KEPT]:
             self.log.forget(old)
-        full, indexed = self.file, self._times
+        full, index = self.file, self._times
         self._open(self.first + self.size)
         os.close(full)
-        indexed.close()
+        index.close()
 
 
 def open_fifo(path: str) -> int:
@@ -240,7 +244,7 @@ def run(log: Log, fifo: int, keeper: int) -> Optional[str]:
             if fd == pump.fifo:
                 pump.move()
             elif not _finish_asked(keeper):
-                os.close(pump.file)
+                pump.close()
                 return "heir"
             else:
                 pump.finish()

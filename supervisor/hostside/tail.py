@@ -70,7 +70,8 @@ class _Tail:
             self._finish(run, self._begin(run))
         offset = self._begin(newest)
         while True:
-            ended = newest.finished  # looked at before reading: what was written until then will be read
+            # Looked at before reading: what was written until then will be read. Without its directory it was pruned.
+            ended = newest.finished or not os.path.isdir(newest.path)
             offset = _pieces(newest, offset)
             if not self._follow:
                 break
@@ -131,7 +132,7 @@ class _Tail:
         """Announce it; returns the offset to begin at. What was rotated away since is a gap only if it was asked for."""
         log, index = Log(run.file("log")), times.Reader(Log(run.file("log")).times_folder)
         born = run.record("run.json") or {}
-        _say({"begin": run.run, "started": born.get("at"), "timed": index.known})
+        _say({"begin": run.run, "started": born.get("at"), "timed": index.known or not log.end()})
         offset = 0
         if self._lines is not None:
             offset = _last_lines(log, self._lines)

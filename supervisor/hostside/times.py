@@ -29,7 +29,8 @@ class Writer:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._gap_ms, self._last_ms = GAP_MS, 0
+        self._gap_ms = GAP_MS
+        self._young_s = self._old_s = 0.0  # between them the last record's time is good enough
         self._count, self._fd = 0, -1
         try:
             os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
@@ -40,10 +41,12 @@ class Writer:
 
     def mark(self, offset: int) -> None:
         """Bytes from `offset` on are written now, or later."""
-        now = int(time.time() * 1000)
-        if abs(now - self._last_ms) < self._gap_ms:
+        now_s = time.time()
+        if self._young_s < now_s < self._old_s:  # nearly always: this is asked at every move
             return
-        self._last_ms = now  # whether or not it can be kept: a full disk is not asked more often
+        # Whether or not it can be kept, so that a full disk is not asked more often.
+        self._young_s, self._old_s = now_s - self._gap_ms / 1000, now_s + self._gap_ms / 1000
+        now = int(now_s * 1000)
         try:
             if self._count >= MOST:
                 self._thin()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from supervisor.core.facts import Logout
 from supervisor.kinds import KINDS
 from supervisor.kinds.base import Cell, LaunchSpec, Site, namespace_of
 from supervisor.plan.build import Plan
@@ -33,7 +32,6 @@ class HostFacts:
     hostname: str = ""
     python_version: str = ""
     clock_ahead_ms: int = 0  # its wall clock minus ours, the line's delay included
-    logout: Logout = field(default_factory=Logout)
 
 
 @dataclass(frozen=True, slots=True)

@@ -165,7 +165,7 @@ class HostLink:
                 self._contested_s = None
                 # Said once: later it could put out one that meanwhile took over from us.
                 self._hello = {key: value for key, value in self._hello.items() if key != "take_over"}
-                await self._tell(HostFound(self.name, runs, self.facts.boot_id, self.facts.logout))
+                await self._tell(HostFound(self.name, runs, self.facts.boot_id, logout(hello.get("logout", {}))))
             elif "logout" in said:
                 await self._tell(LogoutTold(self.name, logout(_mapping(said["logout"]))))
             elif "ask" in said:

@@ -75,7 +75,6 @@ def host_facts(said: Mapping[str, Any], now_ms: int) -> HostFacts:
         hostname=said.get("hostname", ""),
         python_version=said.get("python_version", ""),
         clock_ahead_ms=said.get("now_ms", now_ms) - now_ms,
-        logout=logout(said.get("logout", {})),
     )
 
 

@@ -168,6 +168,29 @@ async def test_what_comes_late_but_within_the_window_finds_its_place(known: Host
 
 
 @pytest.mark.anyio
+async def test_following_a_line_that_does_not_end_is_shown_all_the_same(known: Hosts) -> None:
+    first = known.add("gpu01", tells([{"begin": "r1", "started": 1, "timed": True}], then="live"))
+    known.add("gpu02", tells([], then="live"))
+    lines: list[str] = []
+    async with anyio.create_task_group() as tasks:
+
+        async def speak() -> None:
+            await anyio.sleep(1)
+            for offset in range(8):  # never still for long enough to be taken for finished
+                first.channels[0].say({"run": "r1", "offset": offset, "data": "#", "times": []})
+                await anyio.sleep(logs.UNFINISHED_S / 3)
+            lines.extend(known.seen()[0])
+            assert lines
+            first.channels[0].say({"run": "r1", "offset": 8, "data": "\n", "times": []})
+            await anyio.sleep(logs.UNFINISHED_S)
+            tasks.cancel_scope.cancel()
+
+        tasks.start_soon(speak)
+        await known.show("-f")
+    assert "".join(lines + known.seen()[0]) == "#" * 8
+
+
+@pytest.mark.anyio
 async def test_what_noray_has_to_say_does_not_stand_in_a_pipe(known: Hosts) -> None:
     ended = {"ended": "r1", "exit": {"code": 3, "signal": None, "at": 1, "asked": False}}
     known.add("gpu01", tells([*log({"one": 9}), {"gap": 7}, ended]))

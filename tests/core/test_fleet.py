@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 
 from supervisor.core.actions import Spawn, Stop, Unwatch, Watch
-from supervisor.core.facts import Phase, Told
+from supervisor.core.facts import HostFound, Logout, LogoutTold, Phase, Told
 from supervisor.core.fleet import SURPLUS_TERM_S, Fleet
+from supervisor.core.process import State
+from supervisor.core.snapshot import HostStatus
+from supervisor.core.status import status
 from tests.core.world import World, asks, exited, run_state, spawns, stops, up, wanted
 
 FRONT = wanted("frontend-0", stop_rank=0, drain_s=0.0, term_s=60.0)
@@ -453,3 +456,35 @@ def test_an_onlooker_says_what_it_finds() -> None:
     )
     world.lost("gpu02")
     assert world.states == {"qwen-0": "starting", "qwen-1": "unknown", "qwen-5": "failed", "etcd-0": "stopped"}
+
+
+# --- what a logout does on its hosts ---------------------------------------------------------------------------------------
+
+
+def test_what_a_logout_does_is_shown_and_told_anew() -> None:
+    world = up(wanted())
+    bad = Logout(False, "logind ends the processes of ada at logout", "loginctl enable-linger ada")
+    world.lost()
+    world.tell(HostFound("gpu01", (), logout=bad))
+    assert shown(world)["logout"] == {"survives": False, "why": bad.why, "remedy": bad.remedy}
+    good = Logout(True, "ada lingers")
+    assert not world.tell(LogoutTold("gpu01", good))
+    assert shown(world)["logout"] == {"survives": True, "why": good.why, "remedy": ""}
+    world.tell(LogoutTold("no-host-of-ours", bad))
+    assert list(world.fleet.hosts) == ["gpu01"]
+
+
+def test_a_host_that_says_nothing_of_logouts_is_not_blamed() -> None:
+    assert "logout" not in shown(up(wanted()))
+
+
+def test_a_start_that_would_end_with_its_login_is_not_tried_again() -> None:
+    world = up(wanted())
+    world.told(Phase.GONE, exit=exited(None, cause="logout", message="first run there: loginctl enable-linger ada"))
+    assert world["qwen-0"].state is State.FAILED
+    assert "loginctl enable-linger ada" in world["qwen-0"].reason
+
+
+def shown(world: World) -> HostStatus:
+    (host,) = status(world.fleet, deployment="d", endpoints=[], controller=None, now_s=world.now_s)["hosts"]
+    return host

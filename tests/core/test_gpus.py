@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from supervisor.core.facts import GpuSeen, GpusSeen, HostFound, HostLost, Phase, Planned, RunState, Told
+from supervisor.core.facts import GpuSeen, GpusSeen, HostFound, HostLost, Phase, Planned, RunGpu, RunState, Told
 from supervisor.core.fleet import Fleet, step_fleet
 from supervisor.core.snapshot import Status
 from supervisor.core.status import status
@@ -60,11 +58,9 @@ def test_gpus_outlast_a_lost_line() -> None:
     assert step_fleet(fleet, HostFound("gpu01", ()), 5.0)[0].hosts["gpu01"].gpus == CARDS
 
 
-def test_a_run_says_index_or_uuid_and_its_host_knows_the_other() -> None:
-    fleet, _ = step_fleet(found(), GpusSeen("gpu01", CARDS), 3.0)
+def test_a_run_says_which_are_its_own_and_what_is_proven() -> None:
+    fleet = found()
     run = fleet.processes["qwen-0"].run
-    shown = []
-    for gpus in (("GPU-b", "GPU-x"), (1, 7)):
-        told, _ = step_fleet(fleet, Told("gpu01", replace(RunState(run, "qwen-0", Phase.RUNNING), gpus=gpus)), 4.0)
-        shown.append([(gpu["index"], gpu["uuid"]) for gpu in seen(told)["processes"][0]["gpus"]])
-    assert shown == [[(1, "GPU-b"), (-1, "GPU-x")], [(1, "GPU-b"), (7, "")]]
+    state = RunState(run, "qwen-0", Phase.RUNNING, gpus=(RunGpu(1, "GPU-b", "proved"),))
+    told, _ = step_fleet(fleet, Told("gpu01", state), 4.0)
+    assert seen(told)["processes"][0]["gpus"] == [{"index": 1, "uuid": "GPU-b", "proof": "proved"}]

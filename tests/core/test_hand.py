@@ -205,7 +205,7 @@ def test_what_a_stop_could_not_end_is_said_and_the_rest_is_not() -> None:
     pid = world["qwen-0"].seen.pid  # type: ignore[union-attr]
     assert left_over(world.fleet, {"qwen"}) == [
         f"still running: qwen-0 (pid {pid} on gpu01): stuck, SIGKILL does not end it",
-        "still held: GPU memory of qwen-1 on gpu01, by no process any more",
+        "still held: qwen-1 on gpu01: its GPUs have not got their memory back",
         "not known: qwen-2 (gpu02 does not answer: the line broke)",
     ]
 

@@ -40,14 +40,8 @@ def climb(*history: tuple[str, float], term_s: float = 30.0) -> list[str | None]
 
 def test_memory_that_does_not_come_back_is_held_and_still_ends_when_it_does() -> None:
     step, did = ladder.Ladder(gpus=True), []
-    for event, now in [
-        (ladder.ASK, 0.0),
-        (ladder.EMPTY, 1.0),
-        (ladder.EMPTY, 2.0),
-        (ladder.DUE, 31.0),
-        (ladder.RETURNED, 99.0),
-    ]:
-        step, entered = ladder.on(step, event, now)
+    for event in (ladder.ASK, ladder.EMPTY, ladder.EMPTY, ladder.DUE, ladder.RETURNED):
+        step, entered = ladder.on(step, event, 0.0)
         did.append(entered)
     assert did == [ladder.TERM_LEADER, ladder.GPU_RETURN, None, ladder.GPU_HELD, ladder.DONE]
 
@@ -56,6 +50,23 @@ def test_a_deaf_tree_is_killed_and_then_stuck_and_never_looped_over() -> None:
     due = ladder.DUE
     history = [(ladder.ASK, 0.0), (due, 30.0), (due, 31.0), (due, 41.0), (due, 42.0), (due, 1e6)]
     assert climb(*history) == ["term_leader", "term_rest", "kill", "stuck", None, None]
+
+
+@pytest.mark.parametrize("term_s", [0.0, 0.2, 5.0, 90.0])
+def test_who_is_deaf_is_killed_when_the_grace_is_over_and_no_later(term_s: float) -> None:
+    step, now = ladder.Ladder(term_s=term_s), 100.0
+    step, did = ladder.on(step, ladder.ASK, now)
+    while did != ladder.KILL:
+        assert step.deadline is not None
+        now = step.deadline
+        step, did = ladder.on(step, ladder.DUE, now)
+    assert now == pytest.approx(100.0 + max(term_s, ladder.HASTE_S))
+
+
+def test_a_leader_that_ends_late_leaves_the_rest_what_is_left_of_the_grace() -> None:
+    step, _ = ladder.on(ladder.Ladder(term_s=5.0), ladder.ASK, 0.0)
+    step, _ = ladder.on(step, ladder.LEADER_GONE, 4.2)
+    assert step.deadline == 5.0
 
 
 def test_what_was_stuck_may_still_end_and_may_be_killed_once_more() -> None:
@@ -68,7 +79,7 @@ def test_a_leader_that_ends_unasked_takes_what_it_leaves_behind_with_it() -> Non
     assert climb((ladder.LEADER_GONE, 0.0), (ladder.DUE, 1.0)) == ["term_rest", "kill"]
 
 
-@pytest.mark.parametrize(("again_s", "deadline"), [(0.0, 5.0), (60.0, 30.0)])
+@pytest.mark.parametrize(("again_s", "deadline"), [(0.0, 5.0), (60.0, 29.5)])
 def test_asking_again_only_brings_the_deadline_closer(again_s: float, deadline: float) -> None:
     step, _ = ladder.on(ladder.Ladder(term_s=30.0), ladder.ASK, 0.0)
     step, entered = ladder.on(step._replace(term_s=again_s), ladder.ASK, 5.0)

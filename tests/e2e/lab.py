@@ -70,7 +70,6 @@ class Lab:
         self.deployment |= deployment
         self.deployment = {key: value for key, value in self.deployment.items() if value is not None}
         self.files: list[str] = []
-        self.python = sys.executable
         self.account: dict[str, Any] = {}  # who says `noray`, for subprocess
         self._children: list[subprocess.Popen[str]] = []
         self.write()
@@ -125,7 +124,7 @@ class Lab:
 
     def noray(self, *words: str, code: int | None = 0, timeout_s: float = PATIENCE_S) -> subprocess.CompletedProcess[str]:
         """Run a verb to its end; `code` None: whatever it is."""
-        argv = [self.python, "-m", "supervisor", *words]
+        argv = [sys.executable, "-m", "supervisor", *words]
         done = subprocess.run(argv, cwd=self.place, env=self.env, text=True, capture_output=True, check=False,
                               stdin=subprocess.DEVNULL, timeout=timeout_s, **self.account)  # fmt: skip
         said = f"noray {' '.join(words)} -> {done.returncode}\n{done.stdout}\n{done.stderr}"
@@ -133,16 +132,11 @@ class Lab:
         assert "Traceback" not in done.stdout + done.stderr, said
         return done
 
-    def start(self, *words: str) -> subprocess.Popen[str]:
-        """Run a verb beside us; it dies with the lab."""
-        argv = [self.python, "-m", "supervisor", *words]
-        pipes: dict[str, Any] = {
-            **self.account,
-            "stdin": subprocess.DEVNULL,
-            "stdout": subprocess.PIPE,
-            "stderr": subprocess.STDOUT,
-        }
-        child = subprocess.Popen(argv, cwd=self.place, env=self.env, text=True, **pipes)
+    def start(self, *words: str, output: Any = subprocess.PIPE) -> subprocess.Popen[str]:
+        """Run a verb beside us; it dies with the lab. What talks much and is not read needs another `output`."""
+        argv = [sys.executable, "-m", "supervisor", *words]
+        pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT}
+        child = subprocess.Popen(argv, cwd=self.place, env=self.env, text=True, **pipes, **self.account)
         self._children.append(child)
         return child
 

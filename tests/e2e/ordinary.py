@@ -1,4 +1,4 @@
-"""An ordinary user: in the room, where root can make one, with an account that sshd takes and programs that they may run.
+"""An ordinary user: in the room, where root can make one, with an account that sshd takes and programs they may run.
 
 Outside, whoever runs the tests is one, unless that is root.
 """
@@ -6,6 +6,7 @@ Outside, whoever runs the tests is one, unless that is root.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -15,26 +16,22 @@ from typing import Any
 from tests.e2e import room
 
 ROOT = Path(__file__).resolve().parents[2]
-NAME, UID = "ordinary", 54321
-PLACE = Path("/mnt")  # of the room's own from then on
+UID = 54321
+PLACE = Path("/mnt")  # theirs to have folders in, from then on
 
 
 @dataclass(frozen=True)
 class User:
-    """`account`: for subprocess. `python`, `path`: an interpreter that they may run, and its PYTHONPATH."""
+    """`account`: for subprocess; empty where it is whoever runs the tests."""
 
-    uid: int
     name: str
-    python: str = sys.executable
-    path: str = str(ROOT)
     account: dict[str, Any] = field(default_factory=dict)
 
     def give(self, folder: Path) -> None:
         """Everything in it is theirs."""
-        if self.account:
-            for at, folders, files in os.walk(folder):
-                for name in (".", *folders, *files):
-                    os.chown(os.path.join(at, name), self.uid, self.uid, follow_symlinks=False)
+        for at, folders, files in os.walk(folder) if self.account else ():
+            for name in (".", *folders, *files):
+                os.chown(os.path.join(at, name), UID, UID, follow_symlinks=False)
 
 
 def possible() -> bool:
@@ -42,21 +39,37 @@ def possible() -> bool:
 
 
 def make() -> User:
-    """In mounts of the room, which go with it: nothing of the machine is changed."""
+    """In mounts of the room, which end with it: nothing of the machine is changed."""
     if os.geteuid() != 0:
-        return User(os.geteuid(), "me")
-    if not (PLACE / "py").exists():
+        return User("")
+    user = User("ordinary", {"user": UID, "group": UID, "extra_groups": []})
+    if not os.path.ismount(PLACE):
         _mount("-t", "tmpfs", "-o", "mode=755", "tmpfs", str(PLACE))
-        for name, source in (("py", sys.base_prefix), ("venv", sys.prefix), ("src", str(ROOT))):
-            (PLACE / name).mkdir()
-            _mount("--bind", source, str(PLACE / name))  # the way to it may be closed to others, as /root is
+        for needed in (ROOT, Path(sys.prefix), Path(os.path.realpath(sys.executable))):
+            _open_way(needed)
         accounts = PLACE / "passwd"
-        accounts.write_text(f"{Path('/etc/passwd').read_text().rstrip()}\n{NAME}:*:{UID}:{UID}::{PLACE}:/bin/sh\n")
+        accounts.write_text(f"{Path('/etc/passwd').read_text().rstrip()}\n{user.name}:*:{UID}:{UID}::{PLACE}:/bin/sh\n")
         _mount("--bind", str(accounts), "/etc/passwd")
-    real = Path(os.path.realpath(sys.executable)).relative_to(os.path.realpath(sys.base_prefix))
-    packages = Path("lib", f"python{sys.version_info[0]}.{sys.version_info[1]}", "site-packages")
-    path = f"{PLACE / 'src'}:{PLACE / 'venv' / packages}"
-    return User(UID, NAME, str(PLACE / "py" / real), path, {"user": UID, "group": UID, "extra_groups": []})
+    return user
+
+
+def _open_way(path: Path) -> None:
+    """Let anybody pass each directory on the way that lets only its owner pass: the same entries in one that is open."""
+    for closed in reversed(path.parents):
+        if closed.stat().st_mode & 0o001:
+            continue
+        behind = PLACE / closed.relative_to("/")
+        behind.mkdir(parents=True)
+        _mount("--bind", str(closed), str(behind))
+        _mount("-t", "tmpfs", "-o", "mode=755", "tmpfs", str(closed))
+        for entry in behind.iterdir():
+            here = closed / entry.name
+            if entry.is_symlink():
+                here.symlink_to(os.readlink(entry))
+                continue
+            here.mkdir() if entry.is_dir() else here.touch()
+            shutil.copystat(entry, here)
+            _mount("--bind", str(entry), str(here))
 
 
 def _mount(*words: str) -> None:

@@ -15,19 +15,21 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.e2e import ordinary
-from tests.e2e.lab import ROOT, Lab, states, until
+from tests.e2e.lab import ROOT, Lab, until
 from tests.fakes.sshd import MISSING, Sshd
 
 FAKES = ROOT / "tests" / "fakes"
 GRACE_S = 2.0
-SLACK_S = 2.0  # for a machine with better things to do; an idle one needs a tenth
+SLACK_S = 2.0  # for a bomb on two busy cores
 QUIET_S = 5.0
 ESCAPES = {
     "plain": ["--child"],
@@ -40,7 +42,7 @@ ESCAPES = {
     "title": ["--title", "innocent", "--title-environ", "--child", "--setsid"],
     "env-i": ["--empty-env"],
     "daemon": ["--daemon"],
-    "bomb": ["--deaf", "--bomb", "300", "--bomb-rate", "600", "--bomb-seconds", "60"],
+    "bomb": ["--deaf", "--bomb", "300", "--bomb-rate", "150", "--bomb-seconds", "60"],
     "stopped": ["--stopped-child"],
     "slow": ["--slow-exit", "1", "--child"],
 }
@@ -50,7 +52,8 @@ WRAPPER = """\
 case "$2" in
 dynamo.*)
   for last; do :; done
-  exec {python} -I -S {worker} --mark {mark} --shm "{shm}-$last" $(cat {flags}/"$last" 2>/dev/null) ;;
+  mkdir -p {mark}/"$last"
+  exec {python} -I -S {worker} --mark {mark}/"$last" --shm "{shm}-$last" $(cat {flags}/"$last" 2>/dev/null) ;;
 *) exec {python} "$@" ;;
 esac
 """
@@ -102,21 +105,15 @@ class Wild(Lab):
             folder.mkdir()
         for name, flags in ESCAPES.items():
             (self.flags / name).write_text(shlex.join(flags))
-        real = user or ordinary.User(0, "root")
-        self.python, self.account = real.python, real.account
-        self._path = real.path
+        self.account = user.account if user else {}
         wrapper = place / "python"
-        words = {"worker": f"{real.path.split(':')[0]}/tests/fakes/worker.py", "mark": self.marks, "flags": self.flags}
-        wrapper.write_text(WRAPPER.format(python=real.python, shm=self.shm, **words))
+        words = {"worker": FAKES / "worker.py", "mark": self.marks, "flags": self.flags, "shm": self.shm}
+        wrapper.write_text(WRAPPER.format(python=sys.executable, **words))
         wrapper.chmod(0o755)
         self.hosts["hosts"]["here"]["python"] = str(wrapper)
         stop = {"drain": 0, "term": GRACE_S}
         self.deployment["models"] = [self.service(name=name, served_as=name, args={}, stop=stop) for name in ESCAPES]
         self.write()
-
-    @property
-    def env(self) -> dict[str, str]:
-        return {**super().env, "PYTHONPATH": self._path}
 
     def all_up(self) -> None:
         """Every escape has said so in its log."""
@@ -128,62 +125,119 @@ def said_up(log: str) -> bool:
     return b"up\n" in Path(log).read_bytes()
 
 
-def combinations() -> Iterator[Any]:
-    for transport in ("local", "ssh"):
-        for who in ("root", "user"):
-            reasons = [MISSING] if transport == "ssh" else []
-            reasons += ["not root"] if who == "root" and os.geteuid() != 0 else []
-            reasons += ["no way to have an ordinary user"] if who == "user" and not ordinary.possible() else []
-            skip = pytest.mark.skipif(any(reasons), reason=next(filter(None, reasons), "none"))
-            yield pytest.param(transport, who, id=f"{transport}-{who}", marks=skip)
+@dataclass
+class Story:
+    """What happened to one lab. Times are CLOCK_MONOTONIC."""
+
+    failed: Exception | None = None
+    asked: float = 0.0
+    plain: float = 0.0  # the one that obeys at once was seen until then: how busy this machine is
+    gone: float = 0.0  # the watcher sees nobody from then on
+    returned: float = 0.0  # of `noray stop`
+    code: int | None = None
+    said: str = ""
+    came_back: list[Any] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)  # in /dev/shm
+    states: set[str] = field(default_factory=set)
 
 
-@pytest.mark.parametrize(("transport", "who"), list(combinations()))
-def test_after_a_stop_nothing_of_it_exists_and_nothing_comes_back(
-    tmp_path_factory: pytest.TempPathFactory, transport: str, who: str
-) -> None:
+COMBINATIONS = [(transport, who) for transport in ("local", "ssh") for who in ("root", "user")]
+
+
+def impossible(transport: str, who: str) -> str:
+    if transport == "ssh" and MISSING:
+        return MISSING
+    if who == "root":
+        return "needs root" if os.geteuid() != 0 else ""
+    return "" if ordinary.possible() else "no way to have an ordinary user"
+
+
+@pytest.fixture(scope="module")
+def stories(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[tuple[str, str], Story]]:
+    """One after the other they run and are stopped; the time in which nothing may come back is the same for all."""
+    told: dict[tuple[str, str], Story] = {}
+    after: list[Callable[[], None]] = []
+    with ExitStack() as labs:
+        for transport, who in COMBINATIONS:
+            if not impossible(transport, who):
+                told[transport, who] = story = Story()
+                try:
+                    after.append(live(labs, tmp_path_factory.mktemp("l"), transport, who, story))
+                except Exception as failed:
+                    story.failed = failed
+        last = max((story.returned for story in told.values()), default=0.0)
+        time.sleep(max(0.0, last + QUIET_S - time.monotonic()))  # what must not happen within that time
+        for look in after:
+            look()
+        yield told
+
+
+def live(labs: ExitStack, place: Path, transport: str, who: str, story: Story) -> Callable[[], None]:
+    """Everything up, then stopped; gives back what is to be looked at after the quiet."""
     user = ordinary.make() if who == "user" else None
-    place = tmp_path_factory.mktemp("l")
     if user and user.account:
         place = ordinary.PLACE / place.name
         place.mkdir()
-    keys = place / "keys"
-    keys.mkdir()
-    with Wild(place, user) as lab, Sshd(keys, options=[f"SetEnv NORAY_TEST={lab.mark}"]) as sshd, Watcher(lab.marks) as watcher:
-        if transport == "ssh":
-            sshd.user = user.name if user and user.account else sshd.user
-            lab.over_ssh(sshd)
-        if user:
-            user.give(place)
-        lab.start("serve", *lab.files)
-        until(lab.has_controller)
-        lab.wait(lambda s: bool(s["processes"]) and set(states(s).values()) <= {"starting", "stopping", "backoff", "failed"})
-        lab.all_up()
-        assert len(watcher.seen[-1][1]) > len(ESCAPES)
-        began = time.monotonic()
-        stop = lab.start("stop", "frontend", *ESCAPES)
-        asked = lab.wait(lambda s: any(p["state"] == "draining" for p in s["processes"]))
-        begun = time.monotonic()
-        said, _ = stop.communicate(timeout=60)
-        returned = time.monotonic()
-        assert stop.returncode == 0, said
-        ended = watcher.sees(somebody=False)
-        print(f"asked {begun - began:.2f} s on, gone {ended - begun:.2f} s later, said {returned - ended:.2f} s later")
-        assert ended < returned, "stop said so before it was true"
-        assert ended - begun < GRACE_S + 1.0 + SLACK_S
-        count = len(watcher.seen)
-        time.sleep(QUIET_S)  # what must not happen within that time
-        assert watcher.seen[count:] == [], "it came back"
-        assert not [name for name in os.listdir("/dev/shm") if lab.shm in name]
-        assert {p["state"] for p in lab.status()["processes"]} == {"stopped"}
-        assert "draining" in {p["state"] for p in asked["processes"]}
+    lab = labs.enter_context(Wild(place, user))
+    watcher = labs.enter_context(Watcher(lab.marks))
+    if transport == "ssh":
+        (place / "keys").mkdir()
+        sshd = labs.enter_context(Sshd(place / "keys", options=[f"SetEnv NORAY_TEST={lab.mark}"]))
+        sshd.user = user.name if user and user.name else sshd.user
+        lab.over_ssh(sshd)
+    if user:
+        user.give(place)
+    log = place / "serve.log"
+    with log.open("w") as output:
+        serve = lab.start("serve", *lab.files, output=output)
+    until(lambda: lab.has_controller() or serve.poll() is not None)
+    assert serve.poll() is None, log.read_text()
+    lab.all_up()
+    assert {one["at"] for one in watcher.seen[-1][1]} >= set(ESCAPES)
+    stop = lab.start("stop", "frontend", *ESCAPES)
+    lab.wait(lambda s: any(p["state"] in ("draining", "stopping") and p["desired"] == "stopped" for p in s["processes"]))
+    story.asked = time.monotonic()
+    story.said, _ = stop.communicate(timeout=60)
+    story.returned, story.code = time.monotonic(), stop.returncode
+    story.gone = watcher.sees(somebody=False)
+    count = len(watcher.seen)
+    seen = last_seen(watcher)
+    story.plain = seen["plain"]
+    times = ", ".join(f"{name} {at - story.asked:.2f}" for name, at in seen.items())
+    print(f"{transport} {who}, seconds after the word: all {story.gone - story.asked:.2f}, {times}")
+
+    def look() -> None:
+        story.came_back = watcher.seen[count:]
+        story.left = [name for name in os.listdir("/dev/shm") if lab.shm in name]
+        story.states = {p["state"] for p in lab.status()["processes"]}
         lab.down()
-        plant(watcher, lab.marks)
+        # It would have seen one.
+        with subprocess.Popen([sys.executable, "-I", "-S", "-c", "input()"], cwd=lab.marks, stdin=subprocess.PIPE) as planted:
+            watcher.sees(somebody=True)
+            planted.kill()
+        watcher.sees(somebody=False)
+
+    return look
 
 
-def plant(watcher: Watcher, mark: Path) -> None:
-    """The watcher would have seen one."""
-    with subprocess.Popen([sys.executable, "-I", "-S", "-c", "input()"], cwd=mark, stdin=subprocess.PIPE) as planted:
-        watcher.sees(somebody=True)
-        planted.kill()
-    watcher.sees(somebody=False)
+def last_seen(watcher: Watcher) -> dict[str, float]:
+    """Until when anything of each escape was there."""
+    ends = [t for t, _ in watcher.seen[1:]]
+    return {one["at"]: t for t, (_, alive) in zip(ends, watcher.seen, strict=False) for one in alive}
+
+
+@pytest.mark.parametrize(("transport", "who"), COMBINATIONS)
+def test_after_a_stop_nothing_of_it_exists_and_nothing_comes_back(
+    stories: dict[tuple[str, str], Story], transport: str, who: str
+) -> None:
+    if reason := impossible(transport, who):
+        pytest.skip(reason)
+    story = stories[transport, who]
+    if story.failed:
+        raise story.failed
+    assert story.code == 0, story.said
+    assert story.gone < story.returned, "said before it was true"
+    assert story.gone - max(story.asked, story.plain) < GRACE_S + 1.0 + SLACK_S
+    assert story.came_back == []
+    assert story.left == []
+    assert story.states == {"stopped"}

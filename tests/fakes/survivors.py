@@ -21,6 +21,7 @@ class Survivor(NamedTuple):
     state: str
     ppid: int
     sid: int
+    at: str  # where below the mark
     command: str
 
 
@@ -45,7 +46,7 @@ def _look(pid: int, root: str) -> Survivor | None:
             command = file.read().replace(b"\0", b" ").decode(errors="replace").strip()
     except OSError:  # it ended while we looked, or is a zombie, or not ours to see
         return None
-    return Survivor(pid, int(fields[19]), fields[0].decode(), int(fields[1]), int(fields[3]), command)
+    return Survivor(pid, int(fields[19]), fields[0].decode(), int(fields[1]), int(fields[3]), at[len(root) + 1 :], command)
 
 
 def watch(mark: str, every_s: float) -> None:

@@ -1,6 +1,6 @@
 """The box: everything a test starts lives below this process, and dies with the test, also when pytest is killed -9.
 
-    python box.py FD NAME FOLDER    FD: a unix socket to the test; its end-of-file is the end of all. FOLDER: of this host.
+    python box.py FD NAME:FOLDER    FD: a unix socket to the test; its end-of-file is the end of all. FOLDER: of this host.
                                     NAME: of its deployment, by which the cgroups of its runs are known
 
 It starts programs for the test (their stdin and stdout are descriptors that the test sends along), is the child subreaper
@@ -106,4 +106,4 @@ def main(fd: int, name: str, folder: str) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], sys.argv[3])
+    main(int(sys.argv[1]), *sys.argv[2].split(":", 1))

@@ -120,7 +120,7 @@ class Host:
         self.links: list[Link] = []
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.line = ours
-        argv = [*self.inside, sys.executable, "-I", "-S", box.__file__, str(theirs.fileno()), self.deployment, str(self.root)]
+        argv = [*self.inside, sys.executable, "-I", "-S", box.__file__, str(theirs.fileno()), f"{self.deployment}:{self.root}"]
         self.box = subprocess.Popen(argv, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
         theirs.close()
 

@@ -95,9 +95,9 @@ def test_the_heir_holds_them_still(gpus: FakeGpus, host: Host, link: Link, card:
     assert visit(gpu) is None
 
 
-def test_what_outlived_its_keepers_is_not_given_away(host: Host) -> None:
+def test_what_outlived_its_keepers_is_not_given_away(gpus: FakeGpus, host: Host, card: str) -> None:
     """Keeper and pump are dead, no link is there, the worker lives: its claims have fallen, but its records speak."""
-    gpu, mark = f"GPU-{host.deployment}", host.deployment + "mark"
+    gpu, mark = card, host.deployment + "mark"
     first = host.link()
     pid = first.started("r1", gpus=[gpu], env={"MARK": mark})["pid"]
     helpers = [host.helper("keeper", "r1"), host.helper("pump", "r1")]

@@ -233,6 +233,14 @@ def test_a_hang_costs_the_deadline(fake: FakeGpus, owner: Owner) -> None:
     assert len(owner.look().gpus) == 2
 
 
+def test_a_host_out_of_descriptors_or_processes_is_no_reason_to_die(owner: Owner) -> None:
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({}, 256))"
+    owner(limit.format(4))
+    assert "cannot start a look" in owner.look().error
+    owner(limit.format(256))
+    assert len(owner.look().gpus) == 2
+
+
 ASK = """ticks = []; found = []; reactor = Reactor()
 def done(look): found.append(look); reactor.stop()
 def tick(): ticks.append(gpus.children())

@@ -193,7 +193,7 @@ def test_its_heir_waits_for_the_memory_too(host: Host, link: Link, gpus: FakeGpu
         for pid in helpers:
             os.kill(pid, number)
     began = time.monotonic()
-    link.stopped(term_s=5)
+    host.link().stopped(term_s=5)
     assert time.monotonic() - began >= 1
     host.assert_nothing_left()
 
@@ -215,7 +215,7 @@ def test_an_nvml_that_hangs_refuses_the_start_within_its_deadline(host: Host, gp
 def test_an_nvml_that_hangs_at_the_end_holds_the_run_until_it_answers(host: Host, gpus: FakeGpus) -> None:
     package = hurried(host)
     text = (package / "lending.py").read_text()
-    (package / "lending.py").write_text(text.replace("ASK_S = 5.0", "ASK_S = 0.3"))
+    (package / "lending.py").write_text(text.replace("ASK_S = 5.0", "ASK_S = 1.5"))
     link = host.link(package)
     state = on_gpu(host, link, gpus, 0, gpus=[0])
     link.state("r1", lambda s: proof_of(s) == "proved")

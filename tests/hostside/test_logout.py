@@ -121,9 +121,8 @@ def bus(tmp_path: Path) -> Iterator[str]:
     path = f"/tmp/nb-{os.getpid()}"
     config = tmp_path / "bus.conf"
     policy = "<allow send_destination='*'/><allow receive_sender='*'/><allow own='*'/>"
-    config.write_text(
-        f"<busconfig><type>session</type><listen>unix:path={path}</listen><policy context='default'>{policy}</policy></busconfig>"
-    )
+    listen = f"<listen>unix:path={path}</listen>"
+    config.write_text(f"<busconfig><type>session</type>{listen}<policy context='default'>{policy}</policy></busconfig>")
     die_with_me = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execv(sys.argv[1], sys.argv[1:])"
     daemon_argv = [shutil.which("python3") or "python3", "-c", die_with_me, daemon, "--nofork", f"--config-file={config}"]
     process = subprocess.Popen(daemon_argv)
@@ -155,6 +154,15 @@ def test_a_signal_before_the_reply_is_not_lost(bus: str) -> None:
 def test_an_error_is_told_in_its_own_words(bus: str) -> None:
     with dbus.Bus(bus, 10) as line, pytest.raises(dbus.Failed, match="NoSuch"):
         line.call(*BUS, "NoSuch")
+
+
+def test_every_type_of_value_that_a_signal_may_bring() -> None:
+    """A manager's socket tells us of everything that happens there: none of it may be taken for nonsense."""
+    signature = "ybnqiuxtdhsogasa(si)a{sv}vav"
+    plain = (7, True, -3, 3, -(2**31), 2**32 - 1, -(2**63), 2**64 - 1, 0.5, 0, "ä", "/a/b", "a{sv}", ["", "b"], [("c", -1)])
+    sent = (*plain, [("k", ("u", 1)), ("l", ("s", "m"))], ("at", [2**40]), [("b", False), ("(yu)", (1, 2))])
+    got = dbus.decode(signature, dbus.encode(signature, sent))
+    assert got == [*plain, [("k", 1), ("l", "m")], [2**40], [False, (1, 2)]]
 
 
 @pytest.mark.parametrize("answers", [[], [b"OK 1234\r\n"], [b"OK 1234\r\n", b"l\2\1\1\0\0\0\0\1\0\0\0\0\0\0"]])

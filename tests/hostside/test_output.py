@@ -236,7 +236,7 @@ def test_a_full_disk_is_counted_and_said_and_stops_nobody(host: Host) -> None:
     """As a disk without room for another segment: the log folder becomes read-only by being another thing's place."""
     from tests.hostside.driver import sabotaged
 
-    at = "        full, indexed = self.file, self._times\n"
+    at = "        full, index = self.file, self._times\n"
     full = sabotaged(host.root, pump=(at, "        raise OSError(28, 'No space left on device')\n" + at))
     text = (full / "pump.py").read_text()
     (full / "pump.py").write_text(text.replace("SEGMENT_BYTES = 16 << 20", "SEGMENT_BYTES = 1 << 16"))

@@ -127,6 +127,25 @@ def test_following_waits_for_the_first_run_and_crosses_restarts(host: Host, link
     assert reader.ended() == 0
 
 
+def test_following_survives_that_the_run_it_reads_is_pruned(host: Host, link: Link) -> None:
+    """A crash loop faster than its reader, who is in the middle of a run that is not kept any more."""
+    talk = "import os,time\nfor n in range(2000): os.write(1, b'%0999d\\n' % n)\n"
+    talk += "while not os.path.exists('go'): time.sleep(0.01)"
+    link.start("r00", argv=["true"])
+    link.gone("r00")
+    link.started("r01", argv=[*PY, talk])
+    wait_for(lambda: len(host.log("w-0", "r01")) == 2_000_000)
+    reader = tail(host, lines=9999, follow=True)
+    reader.until(lambda m: "data" in m)  # and no more: the pipe is full, r01 is half told
+    (data_dir(host) / "go").touch()
+    link.gone("r01")
+    for n in range(2, 10):
+        link.start(f"r{n:02d}", argv=["sh", "-c", f"echo {n}"])
+        link.gone(f"r{n:02d}")
+    assert not host.run_dir("w-0", "r01").exists()
+    reader.until(lambda m: m.get("data") == "9\n")
+
+
 def test_a_reader_slower_than_the_rotation_hears_how_much_it_missed(host: Host) -> None:
     small = sabotaged(host.root, pump=("SEGMENT_BYTES = 16 << 20", "SEGMENT_BYTES = 1 << 16"))
     link = host.link(small)

@@ -141,6 +141,11 @@ class Machine:
                 found.append(int(folder.name))
         return found
 
+    def helper(self, role: str, run: str) -> int:
+        """The one that there is; who was just forked bears its parent's title for a moment."""
+        (pid,) = wait_for(lambda: found if len(found := self.titled(role, run)) == 1 else None, f"one {role} of {run}", WAIT_S)
+        return int(pid)
+
     def logged_in(self, user: str) -> bool:
         """By logind's word: a session that is open. A closing one is what its processes outlived."""
         states = ("active", "online", "opening")

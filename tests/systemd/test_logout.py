@@ -32,7 +32,7 @@ IN_A_SCOPE = r"/user\.slice/.*/user@\d+\.service/app\.slice/noray-.*\.scope(/.*)
 IN_ITS_SESSION = r"/user\.slice/.*/session-[^/]+\.scope(/.*)?"
 
 Case = tuple[str, str, str]  # KillUserProcesses, user, run
-LIVES: dict[Case, str] = {  # and where it is
+LIVES: dict[Case, str] = {  # and where its keeper is
     ("no", "lingers", "r-lingers"): IN_A_SCOPE,
     ("no", "leaves", "r-leaves"): IN_ITS_SESSION,
     ("yes", "lingers", "r-lingers"): IN_A_SCOPE,
@@ -70,7 +70,7 @@ def cut(machines: dict[str, Machine]) -> Cut:
         state = made.states[case] = start(lines[case[:2]], case)
         if state["phase"] == "running":
             wait_for(held_by(machines[case[0]], case).exists, "the worker's file")
-            made.cgroups[case] = machines[case[0]].cgroup(state["pid"])
+            made.cgroups[case] = machines[case[0]].cgroup(machines[case[0]].helper("keeper", case[2]))
     made.healed = lines[REFUSED[:2]].logout
     made.sessionless, made.service = outside_any_session(machines["no"])
     machines["no"].ssh("serves", "true")
@@ -131,7 +131,7 @@ def test_worker_and_file_outlive_the_logout(machines: dict[str, Machine], cut: C
     assert state["phase"] == "running", state
     assert machines[case[0]].alive(state["pid"])
     assert held_by(machines[case[0]], case).exists()
-    assert re.fullmatch(LIVES[case], cut.cgroups[case])
+    assert re.fullmatch(LIVES[case], cut.cgroups[case]), cut.cgroups[case]
 
 
 def test_outside_any_session_only_shared_memory_is_lost(machines: dict[str, Machine], cut: Cut, later: None) -> None:

@@ -52,8 +52,8 @@ def test_a_scope_goes_with_its_run(machines: dict[str, Machine]) -> None:
     line.hello()
     fifo = machine.file("/run/user/7004/go")
     os.mkfifo(fifo)
-    state = line.start("brief", ["cat", "/run/user/7004/go"], process="brief-0")
-    assert re.fullmatch(IN_A_SCOPE, machine.cgroup(state["pid"]))
+    line.start("brief", ["cat", "/run/user/7004/go"], process="brief-0")
+    assert re.fullmatch(IN_A_SCOPE, machine.cgroup(machine.helper("keeper", "brief")))
     assert any("brief-0" in scope for scope in machine.scopes("resident"))
     fifo.write_text("go")
     assert line.state("brief", "gone")["exit"]["code"] == 0
@@ -79,12 +79,10 @@ def test_an_heir_goes_where_it_outlives_its_link(machines: dict[str, Machine]) -
     line = machine.controller("resident")
     line.hello()
     state = line.start("orphan", SLEEP, process="orphan-0")
-    helpers = [*machine.titled("pump", "orphan"), *machine.titled("keeper", "orphan")]
-    assert len(helpers) == 2
+    helpers = [machine.helper("pump", "orphan"), machine.helper("keeper", "orphan")]
     machine.inside("kill", "-STOP", *map(str, helpers))  # neither may replace the other
     machine.inside("kill", "-KILL", *map(str, helpers))
-    (heir,) = wait_for(lambda: machine.titled("heir", "orphan"), "an heir")
-    assert re.fullmatch(IN_A_SCOPE, machine.cgroup(heir))
+    assert re.fullmatch(IN_A_SCOPE, machine.cgroup(machine.helper("heir", "orphan")))
     assert machine.alive(state["pid"])
     line.stop("orphan")
     wait_for(lambda: not any("orphan-0" in scope for scope in machine.scopes("resident")), "both scopes are gone")
@@ -101,7 +99,7 @@ def test_whom_the_kernel_kills_first(machines: dict[str, Machine], user: str) ->
     line = machine.controller(user, deployment=machine.deployment + "oom")
     line.hello()
     state = line.start(f"oom-{user}", SLEEP, process=f"oom-{user}-0")
-    (keeper_pid,), (pump_pid,) = machine.titled("keeper", f"oom-{user}"), machine.titled("pump", f"oom-{user}")
-    scores = [int(machine.file(f"/proc/{pid}/oom_score_adj").read_text()) for pid in (keeper_pid, pump_pid, state["pid"])]
+    whose = (machine.helper("keeper", f"oom-{user}"), machine.helper("pump", f"oom-{user}"), state["pid"])
+    scores = [int(machine.file(f"/proc/{pid}/oom_score_adj").read_text()) for pid in whose]
     line.stop(f"oom-{user}")
     assert scores == [keeper, keeper, child]

@@ -78,6 +78,11 @@ class Cutter:
         """A word of ours, after what came before it."""
         return [*self.flush(), Line(self._process, self._run, None, self._key, words.encode(), note=True)]
 
+    @property
+    def unfinished(self) -> bool:
+        """Whether something waits for its newline."""
+        return bool(self._rest)
+
     def flush(self) -> list[Line]:
         """What has no newline yet, as a line."""
         return [self._line()] if self._rest else []

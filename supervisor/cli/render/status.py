@@ -95,13 +95,15 @@ def gpus(status: Status, look: Look) -> list[str]:
             Cell(str(gpu["index"])),
             Cell(plain(gpu.get("name", "")) or "-"),
             Cell(f"{gpu.get('used_mib')}/{gpu.get('total_mib')} MiB" if gpu.get("total_mib") else "-"),
+            Cell("-" if asof is None else f"{duration(status['asof'] - asof)} ago"),
             Cell(plain(gpu["uuid"]) or "-"),
             Cell(plain(gpu.get("error", "")) or ("split by MIG" if gpu.get("mig") else "")),
         ]
         for host in status["hosts"]
+        for asof in [host.get("gpus_asof")]
         for gpu in host["gpus"]
     ]
-    return table(rows, look, head=("HOST", "GPU", "NAME", "IN USE", "UUID", ""), expendable=(4, 2))
+    return table(rows, look, head=("HOST", "GPU", "NAME", "IN USE", "SEEN", "UUID", ""), expendable=(5, 2))
 
 
 def hosts(status: Status, look: Look) -> list[str]:

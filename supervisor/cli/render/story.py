@@ -28,7 +28,7 @@ class Story:
         if "gap" in said:
             return self.cutter.note(f"{said['gap']} bytes were rotated away here")
         if "ended" in said:
-            how = str(ended(said["exit"])) if said["exit"] else "ended, nobody knows how"
+            how = str(ended(said["exit"])) if said["exit"] else "its records were removed before all of it was read"
             self._ended = f"run {plain(said['ended'])}: {plain(how)}"
         return []
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from supervisor.core.snapshot import ExitStatus, HostStatus, ProcessStatus, ServiceStatus, Status
+from supervisor.cli.render.doctor import Report, report, unseen
+from supervisor.core.snapshot import ExitStatus, GpuStatus, HostStatus, ProcessStatus, ServiceStatus, Status
 
 NOW = 1_772_366_764.0  # 2026-03-01 12:06:04 UTC
 
@@ -205,3 +206,68 @@ def no_frontend() -> Status:
     door = process("frontend-0", "failed", restarts=5, since=NOW - 30, last_exit=exited(0, "", 31), reason="crash loop")
     services = (service("etcd", 1, 1), service("frontend", 1, 0), service("qwen", 4, 4))
     return status(services, (BASE[0], door, *QWEN))
+
+
+def gpus(*used: int, **more: object) -> list[GpuStatus]:
+    return [
+        {"index": n, "uuid": f"GPU-0000000{n}-ab12-cd34-0000-000000000000", "proof": "", "name": "NVIDIA H200",
+         "total_mib": 143771, "used_mib": mib, "mig": False, "holders": [], **more}  # type: ignore[typeddict-item]
+        for n, mib in enumerate(used)
+    ]  # fmt: skip
+
+
+def nvml_hangs() -> Status:
+    told = all_ready()
+    told["hosts"][0] |= {"gpus": gpus(70615, 615), "gpus_asof": NOW - 60}
+    told["hosts"][1] |= {"reason": "its GPUs cannot be seen: NVML does not answer within 5 s", "gpus_asof": NOW - 90}
+    return told
+
+
+def held(pid: int, mib: int | None, command: str = "", **more: object) -> dict[str, object]:
+    made = {
+        "pid": pid,
+        "mib": mib,
+        "kind": "compute",
+        "seen": "here",
+        "user": "ada",
+        "command": command,
+        "since": int(NOW) - 3600,
+    }
+    return made | more
+
+
+def run_of(process: str, care: str, orphan: bool) -> dict[str, object]:
+    return {"deployment": "lab", "process": process, "run": "7f3k", "care": care, "proof": "recorded", "orphan": orphan}
+
+
+def doctors() -> list[Report]:
+    """One host with everything on its GPUs, one that is quiet, one whose NVML hangs."""
+    holders = [
+        [held(41200, 70000, "VLLM::EngineCore"), held(900, 40, "/usr/lib/xorg/Xorg :0", user="root", kind="graphics")],
+        [held(41300, 16000, "VLLM::Worker_TP1"), held(5000, None, "python3 train.py --resume"), held(77, 900, seen="elsewhere"),
+         held(78, 900, seen="hidden"), held(800, 28, "nvidia-cuda-mps-server", user="root", furniture=True)],
+        [],
+    ]  # fmt: skip
+    cards = [{**gpu, "error": "", "holders": on} for gpu, on in zip(gpus(70655, 18000, 615), holders, strict=True)]
+    cards[2]["error"] = "GPU is lost"
+    lost = run_of("qwen-1", "abandoned", True)
+    busy = {
+        "gpus": {"gpus": cards, "error": "", "none": "", "driver": "580.95.05"},
+        "ours": {"41200": run_of("qwen-0", "keeper", False), "41300": lost, "41301": lost},
+        "claims": {str(cards[0]["uuid"]): {"process": "qwen-0", "deployment": "lab", "user": "ubuntu"}},
+        "orphans": [held(41300, None, "VLLM::Worker_TP1") | lost, held(41301, None, "resource_tracker") | lost],
+    }
+    quiet = {"gpus": {"gpus": [], "error": "", "none": "no NVIDIA driver is installed", "driver": ""}, "ours": {}, "claims": {}}
+    return [
+        report("gpu01", busy),
+        report("gpu02", {**quiet, "orphans": []}),
+        unseen("gpu03", "NVML does not answer within 5 s"),
+    ]
+
+
+def reaped() -> list[dict[str, object]]:
+    lost = run_of("qwen-1", "abandoned", True)
+    return [
+        {**lost, "host": "gpu01", "pid": 41300, "ended": True, "how": "stopped by an heir"},
+        {**lost, "host": "gpu01", "pid": 41301, "ended": False, "how": "still there after SIGKILL, in state D"},
+    ]

@@ -17,11 +17,14 @@ from render_snapshots import (
     all_silent,
     by_hand,
     degraded,
+    doctors,
     ends_at_logout,
     exited,
     no_frontend,
+    nvml_hangs,
     on_the_ladder,
     process,
+    reaped,
     service,
     silent_host,
     starting,
@@ -32,6 +35,7 @@ from render_snapshots import (
 
 from supervisor.cli.render import CTRL_C, Look, PlanRow, Progress, show_plan, show_status, show_why
 from supervisor.cli.render.blast import blast_radius
+from supervisor.cli.render.doctor import question, show_doctor, show_reaped
 from supervisor.cli.render.plan import StopTimes
 from supervisor.core.snapshot import Status
 
@@ -181,6 +185,13 @@ CASES |= {
     "progress-down": down,
     "progress-ladder": ladder,
     "progress-terminal": lambda: progress(terminal=True),
+    "status-nvml-hangs": lambda: show_status(nvml_hangs(), TERMINAL),
+    "status-all-gpus": lambda: show_status(nvml_hangs(), Look(140), all=True),
+    "why-nvml-hangs": lambda: show_why(nvml_hangs(), TERMINAL),
+    "doctor": lambda: show_doctor(doctors(), TERMINAL, NOW),
+    "doctor-narrow": lambda: show_doctor(doctors(), Look(60), NOW),
+    "doctor-piped": lambda: show_doctor(doctors()[1:], PIPE, NOW),
+    "doctor-reap": lambda: question(doctors()) + "\n" + show_reaped(reaped(), doctors()) + show_reaped([], []),
     "plan": lambda: show_plan(PLAN, TERMINAL, secrets=SECRETS),
     "plan-verbose-difference": lambda: show_plan(PLAN, TERMINAL, verbose=True, secrets=SECRETS, running=RUNNING),
     "plan-no-difference": lambda: show_plan(PLAN, TERMINAL, secrets=SECRETS, running=PLAN),

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -45,7 +46,8 @@ class FakeGpus:
         self._lines: dict[str, str] = {}
         for name in ("procs", "late"):
             (folder / name).mkdir(parents=True, exist_ok=True)
-        self.set(count=count, procs=folder / "procs", late=folder / "late")
+        mark = uuid4().hex
+        self.set(count=count, mark=f"{mark[:4]}-{mark[4:8]}", procs=folder / "procs", late=folder / "late")
 
     @property
     def env(self) -> dict[str, str]:
@@ -55,7 +57,7 @@ class FakeGpus:
     def uuid(self, gpu: int, piece: int | None = None) -> str:
         """What a GPU, or a slice of it, is called unless told otherwise."""
         kind, number = ("GPU", 0) if piece is None else ("MIG", piece + 1)
-        return self._lines.get(f"gpu.{gpu}.uuid", f"{kind}-{gpu:08d}-0000-0000-0000-{number:012d}")
+        return self._lines.get(f"gpu.{gpu}.uuid", f"{kind}-{gpu:08d}-{self._lines['mark']}-0000-{number:012d}")
 
     def set(self, **lines: object) -> None:
         """`set(driver="none")`; None takes a line away. The file is replaced whole: no call sees half of it."""

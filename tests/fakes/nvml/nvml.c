@@ -3,6 +3,7 @@
    Lines are `key = value`, the last of equal keys counts; `gpu.*.KEY` is what every `gpu.N.KEY` is by default.
      driver            its version; `none`, or no such file: "Driver Not Loaded"
      count             GPUs, by index from 0
+     mark              in every UUID that nobody set (XXXX-XXXX): claims are the whole machine's, and tests share it
      delay_ms          that long takes every call; `delay_ms.FUNCTION` that one
      crash.FUNCTION    it ends the process that calls it
      error.FUNCTION    the NVML code that it returns; `gpu.N.error.FUNCTION` for one GPU
@@ -281,9 +282,10 @@ PUBLIC ret nvmlDeviceGetHandleByIndex_v2(u32 index, dev *out) {
   return enter_device(__func__, *out);
 }
 PUBLIC ret nvmlDeviceGetUUID(dev device, char *out, u32 room) {
-  char text[TEXT], fallback[TEXT];
+  char text[TEXT], mark[TEXT] = "0000-0000", fallback[2 * TEXT];
   ENTER_DEVICE(device);
-  snprintf(fallback, sizeof fallback, "%s-%08d-0000-0000-0000-%012d", device->slice < 0 ? "GPU" : "MIG", device->gpu, device->slice + 1);
+  get("mark", mark);
+  snprintf(fallback, sizeof fallback, "%s-%08d-%s-0000-%012d", device->slice < 0 ? "GPU" : "MIG", device->gpu, mark, device->slice + 1);
   return give(out, room, device->slice < 0 ? of(device->gpu, "uuid", text, fallback) : fallback);
 }
 PUBLIC ret nvmlDeviceGetName(dev device, char *out, u32 room) {
