@@ -18,7 +18,7 @@ from supervisor.spec import Host
 from supervisor.transport import Channel, Transport
 
 OPEN_S = 15.0
-LOOK_S = 20.0  # NVML has 5 of them
+LOOK_S = 40.0  # NVML has 25 of them
 REAP_S = 40.0  # for each run
 
 
