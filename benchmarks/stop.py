@@ -76,7 +76,7 @@ def run(place: Path, quick: bool) -> Table:
     notes += [
         f"{size.trees} trees of 3 processes, {size.grace_s:g} s from SIGTERM to SIGKILL; survivors are processes, 0 is right.",
         f"noray: `stop: {{drain: 0, term: {size.grace_s - REST_S:g}}}`, since what a leader leaves behind has {REST_S:g} s "
-        "more; its hosts are namespaces with an sshd each; `noray down` starts a Python and ends etcd and frontend (stubs) too.",
+        "more; its hosts are namespaces with an sshd each; `noray down` starts a Python and ends etcd and frontend (stubs).",
         "s6: `timeout-kill`, `s6-svc -wD -d` for all at once. supervisord: `stopwaitsecs`, `stopasgroup`, `killasgroup`, "
         "`supervisorctl stop all`.",
     ]
