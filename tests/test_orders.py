@@ -67,8 +67,9 @@ def desk(tmp_path: Path) -> Desk:
 
 
 async def drain(snapshots: AsyncIterator[Status]) -> None:
-    async for _ in snapshots:
-        pass
+    with anyio.fail_after(5):
+        async for _ in snapshots:
+            pass
 
 
 @pytest.mark.anyio
