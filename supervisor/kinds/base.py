@@ -48,8 +48,8 @@ class LaunchSpec:
 class Stop:
     """Default times of a stop. One SIGTERM to the leader begins both: it is Dynamo's own drain.
 
-    `drain_s`: for what is in flight; a second Ctrl-C takes it away. `term_s`: for the process itself. `because` says to an
-    operator where the numbers come from.
+    `drain_s`: for what is in flight. `term_s`: for the process itself. After both comes SIGKILL; a second Ctrl-C takes both
+    away. `because` says to an operator where the numbers come from.
     """
 
     drain_s: float
@@ -57,9 +57,8 @@ class Stop:
     because: str
 
 
-# After that, the same for all, in seconds: what the leader left hears SIGTERM, and what hears nothing gets SIGKILL. As in
-# hostside/ladder.py, which nobody may import; a test compares them.
-REST_S = 1.0
+# For every kind: what SIGKILL does not end within these seconds is stuck. As in hostside/ladder.py, which nobody may import;
+# a test compares them.
 KILL_S = 10.0
 
 

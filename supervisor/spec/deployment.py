@@ -53,7 +53,7 @@ class Restart(Section):
 
 
 class Stop(Section):
-    """How long a stop may take, in seconds: `drain` for requests in flight, then `term` between SIGTERM and SIGKILL."""
+    """How long a stop may take, in seconds from SIGTERM to SIGKILL: `drain` for requests in flight and `term` to end."""
 
     drain: Seconds = 60.0
     term: Seconds = 30.0

@@ -24,12 +24,12 @@ from typing import Any
 import pytest
 
 from tests.e2e import ordinary
-from tests.e2e.lab import ROOT, Lab, until
+from tests.e2e.lab import ROOT, Lab, states, until
 from tests.fakes.sshd import MISSING, Sshd
 
 FAKES = ROOT / "tests" / "fakes"
 GRACE_S = 1.0
-SLACK_S = 2.0  # for a bomb on two busy cores
+SLACK_S = 1.0  # for a bomb on two busy cores
 QUIET_S = 5.0
 ESCAPES = {
     "plain": ["--child"],
@@ -214,7 +214,7 @@ def live(labs: ExitStack, place: Path, transport: str, who: str, story: Story) -
     def look() -> None:
         story.came_back = watcher.seen[count:]
         story.left = [name for name in os.listdir("/dev/shm") if lab.shm in name]
-        story.states = {p["state"] for p in lab.status()["processes"]}
+        story.states = set(states(lab.wait(lambda _: True)).values())
         lab.down()
         # It would have seen one.
         with subprocess.Popen([sys.executable, "-I", "-S", "-c", "input()"], cwd=lab.marks, stdin=subprocess.PIPE) as planted:

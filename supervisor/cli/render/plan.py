@@ -20,12 +20,11 @@ SIGNS = {"added": ("+", "good"), "removed": ("-", "bad"), "changed": ("~", "warn
 
 
 class StopTimes(TypedDict):
-    """In seconds. SIGTERM to the leader, which then has `drain_s` and `term_s`; to what it left; SIGKILL, or it is stuck."""
+    """In seconds: SIGKILL comes `drain_s` and `term_s` after SIGTERM; what that does not end in `stuck_s` is called stuck."""
 
     drain_s: float
     term_s: float
-    rest_s: float
-    kill_s: float
+    stuck_s: float
     because: str
 
 
@@ -79,7 +78,7 @@ def row_cells(row: PlanRow, rows: Sequence[PlanRow], secrets: Set[str]) -> list[
         Cell(plain(row["host"])),
         Cell(named(row) or "-"),
         Cell(ports(row) or "-"),
-        Cell(f"≤ {sum(steps(row)):g} s"),
+        Cell(f"≤ {row['stop']['drain_s'] + row['stop']['term_s']:g} s"),
         Cell(plain(" ".join(masked_argv(row, values(rows, secrets))))),
     ]
 
@@ -93,16 +92,12 @@ def ports(row: PlanRow) -> str:
     return ", ".join(f"{plain(name)} {port or 'auto'}" for name, port in row["ports"].items())
 
 
-def steps(row: PlanRow) -> tuple[float, float, float, float]:
-    stop = row["stop"]
-    return stop["drain_s"], stop["term_s"], stop["rest_s"], stop["kill_s"]
-
-
 def stop_times(row: PlanRow) -> str:
-    drain_s, term_s, rest_s, kill_s = steps(row)
-    leader = f"{drain_s:g} s to drain and {term_s:g} s to end" if drain_s else f"{term_s:g} s to end"
-    then = f"then SIGTERM to the rest, after {rest_s:g} s SIGKILL, after {kill_s:g} s it is stuck"
-    return f"stop: SIGTERM, {leader} ({plain(row['stop']['because'])}); {then}"
+    """stop: SIGTERM, 60 s to drain and 30 s to end (why so long); then SIGKILL to its whole tree; stuck after 10 s more"""
+    stop = row["stop"]
+    leader = f"{stop['drain_s']:g} s to drain and " if stop["drain_s"] else ""
+    leader += f"{stop['term_s']:g} s to end ({plain(stop['because'])})"
+    return f"stop: SIGTERM, {leader}; then SIGKILL to its whole tree; stuck after {stop['stuck_s']:g} s more"
 
 
 def launch(row: PlanRow, rows: Sequence[PlanRow], look: Look, secrets: Set[str]) -> list[str]:
