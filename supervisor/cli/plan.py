@@ -14,7 +14,7 @@ from supervisor.core.wanted import Wanted
 from supervisor.effects.statedir import Files, of
 from supervisor.errors import HostUnreachable
 from supervisor.kinds import KINDS
-from supervisor.kinds.base import KILL_S
+from supervisor.kinds.base import KILL_S, RETURN_S
 from supervisor.plan.build import Plan
 from supervisor.plan.diff import diff
 from supervisor.plan.launch import HostFacts, launch
@@ -61,7 +61,7 @@ def _stop(wanted: Wanted) -> StopTimes:
     usual = KINDS[wanted.kind].stop
     asked = (wanted.drain_s, wanted.term_s) != (usual.drain_s, usual.term_s)
     because = "models[].stop of the file" if asked else usual.because
-    return {"drain_s": wanted.drain_s, "term_s": wanted.term_s, "stuck_s": KILL_S, "because": because}
+    return {"drain_s": wanted.drain_s, "term_s": wanted.term_s, "stuck_s": KILL_S, "gpu_s": RETURN_S, "because": because}
 
 
 def _ports(spec: Mapping[str, object]) -> dict[str, tuple[int, str]]:

@@ -57,9 +57,10 @@ class Stop:
     because: str
 
 
-# For every kind: what SIGKILL does not end within these seconds is stuck. As in hostside/ladder.py, which nobody may import;
-# a test compares them.
+# For every kind, in seconds: what SIGKILL does not end in time is stuck; so long may the memory of its GPUs take to come
+# back. As in hostside/ladder.py, which nobody may import; a test compares them.
 KILL_S = 10.0
+RETURN_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import glob
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import threading
@@ -24,8 +25,9 @@ from typing import Any
 import pytest
 
 from tests.e2e import ordinary
-from tests.e2e.lab import ROOT, Lab, states, until
+from tests.e2e.lab import ROOT, Lab, environ, send, states, until
 from tests.fakes.sshd import MISSING, Sshd
+from tests.fakes.survivors import survivors
 
 FAKES = ROOT / "tests" / "fakes"
 GRACE_S = 1.0
@@ -246,3 +248,51 @@ def test_after_a_stop_nothing_of_it_exists_and_nothing_comes_back(
     assert story.came_back == []
     assert story.left == []
     assert story.states == {"stopped"}
+
+
+def test_the_worker_does_what_its_flags_say(tmp_path: Path) -> None:
+    """An escape that does not escape would prove nothing."""
+    flags = [word for name, words in ESCAPES.items() if name not in ("leader-first", "slow") for word in words]
+    argv = [
+        sys.executable,
+        "-I",
+        "-S",
+        str(FAKES / "worker.py"),
+        "--mark",
+        str(tmp_path),
+        "--life",
+        "30",
+        *dict.fromkeys(flags),
+    ]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env={"SECRET": "x" * 99}) as leader:
+        assert leader.stdout
+        try:
+            until(lambda: leader.stdout and leader.stdout.readline() == "up\n")
+            first = survivors(str(tmp_path))
+            mine = {one.pid: one for one in first.values() if one.pid != leader.pid}
+            assert {pid for pid, one in mine.items() if one.sid == pid}, "setsid"
+            assert [pid for pid, one in mine.items() if one.ppid != leader.pid], "double fork"
+            assert [one for one in mine.values() if one.state == "T"], "stopped"
+            assert first[leader.pid].command == "innocent", "the title"
+            assert b"SECRET" not in environ(leader.pid), "and over the environ"
+            assert [one for one in mine.values() if one.command.startswith("kworker/0:7") and not environ(one.pid)], "env -i"
+            assert [one for one in mine.values() if os.getpgid(one.pid) == one.pid != one.sid], "own group"
+            assert all(deaf(pid) for pid in first), "deaf"
+            until(lambda: len(survivors(str(tmp_path))) > 250)
+            later = survivors(str(tmp_path))
+            until(lambda: len(survivors(str(tmp_path)).keys() - later.keys()) > 50)  # a bomb: always others
+            assert leader.stdout.readline().startswith("held line"), "output held"
+        finally:
+            while left := survivors(str(tmp_path)):
+                for number in (signal.SIGSTOP, signal.SIGKILL):
+                    for pid in left:
+                        send(pid, number)
+
+
+def deaf(pid: int) -> bool:
+    """SIGTERM is ignored (proc(5), SigIgn); who is gone by now has nothing to hear."""
+    try:
+        ignored = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigIgn:"))
+    except (OSError, StopIteration):
+        return True
+    return bool(int(ignored.split()[1], 16) >> (signal.SIGTERM - 1) & 1)

@@ -191,4 +191,4 @@ def test_frontend_stops_first_and_etcd_last() -> None:
 
 
 def test_the_times_that_plan_shows_are_those_of_the_host() -> None:
-    assert base.KILL_S == ladder.KILL_S
+    assert (base.KILL_S, base.RETURN_S) == (ladder.KILL_S, ladder.RETURN_S)

@@ -20,11 +20,13 @@ SIGNS = {"added": ("+", "good"), "removed": ("-", "bad"), "changed": ("~", "warn
 
 
 class StopTimes(TypedDict):
-    """In seconds: SIGKILL comes `drain_s` and `term_s` after SIGTERM; what that does not end in `stuck_s` is called stuck."""
+    """In seconds: SIGKILL comes `drain_s` and `term_s` after SIGTERM; what that does not end in `stuck_s` is called stuck; the
+    memory of its GPUs may then take `gpu_s` to come back."""
 
     drain_s: float
     term_s: float
     stuck_s: float
+    gpu_s: float
     because: str
 
 
@@ -97,7 +99,8 @@ def stop_times(row: PlanRow) -> str:
     stop = row["stop"]
     leader = f"{stop['drain_s']:g} s to drain and " if stop["drain_s"] else ""
     leader += f"{stop['term_s']:g} s to end ({plain(stop['because'])})"
-    return f"stop: SIGTERM, {leader}; then SIGKILL to its whole tree; stuck after {stop['stuck_s']:g} s more"
+    said = f"stop: SIGTERM, {leader}; then SIGKILL to its whole tree; stuck after {stop['stuck_s']:g} s more"
+    return said + (f"; then {stop['gpu_s']:g} s for its GPU memory to come back" if row["gpus"] else "")
 
 
 def launch(row: PlanRow, rows: Sequence[PlanRow], look: Look, secrets: Set[str]) -> list[str]:

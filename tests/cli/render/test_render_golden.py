@@ -97,7 +97,7 @@ def down() -> str:
     return (written + p.update(stopping(), NOW, width=100) + p.update(stopped(), NOW, width=100)).replace("\x1b", "ESC")
 
 
-STOP: StopTimes = {"drain_s": 60.0, "term_s": 30.0, "stuck_s": 10.0, "because": "measured"}
+STOP: StopTimes = {"drain_s": 60.0, "term_s": 30.0, "stuck_s": 10.0, "gpu_s": 30.0, "because": "measured"}
 
 
 def ladder() -> str:
