@@ -125,16 +125,20 @@ class Controller:
         await serve(self.state.socket, self._handle, version=version(), task_status=task_status)
 
     async def tell(self, fact: Fact) -> None:
-        if self._only and isinstance(fact, HostFound):
-            fact = replace(fact, runs=tuple(run for run in fact.runs if run.process in self._plan.processes))
         self._told += 1
-        self._send.send_nowait(fact)
+        self._send.send_nowait(self.heard(fact))
         if self.use is Use.SERVE and isinstance(fact, HostLost) and fact.held_by and not self.superseded:
             self.superseded = fact.why
             for scope in self._scopes:
                 scope.cancel()
             self._tasks.start_soon(self._end_soon, SUPERSEDED_S)
         await anyio.lowlevel.checkpoint()
+
+    def heard(self, fact: Fact) -> Fact:
+        """With `only`: what is left of it. The runs of others are not surplus."""
+        if self._only and isinstance(fact, HostFound):
+            return replace(fact, runs=tuple(run for run in fact.runs if run.process in self._plan.processes))
+        return fact
 
     async def taken_in(self) -> None:
         """Until the fleet has moved by every fact that was told so far."""

@@ -18,7 +18,7 @@ from supervisor.spec import Host
 from supervisor.transport import Channel, Transport
 
 OPEN_S = 15.0
-LOOK_S = 20.0  # NVML has 5 of them
+LOOK_S = 40.0  # NVML has 25 of them
 REAP_S = 40.0  # for each run
 
 
@@ -57,7 +57,12 @@ class Rounds:
         self._transports: dict[str, Transport] = {}
         self._channels: dict[str, Channel] = {}
         self._seen: dict[str, Report] = {}
-        self.done: list[dict[str, Any]] = []
+        self._did: dict[str, list[dict[str, Any]]] = {}
+
+    @property
+    def done(self) -> list[dict[str, Any]]:
+        """What was reaped, each with its host."""
+        return [{**each, "host": host} for host in self._hosts for each in self._did.get(host, ())]
 
     @property
     def reports(self) -> list[Report]:
@@ -83,10 +88,9 @@ class Rounds:
             return
         runs = len({(orphan["deployment"], orphan["run"]) for orphan in orphans})
         try:
-            did = (await self._ask(host, "reap", REAP_S * runs))["did"]
+            self._did[host] = (await self._ask(host, "reap", REAP_S * runs))["did"]
         except HostUnreachable as error:
-            did = [{**orphan, "ended": False, "how": f"not known: {error}"} for orphan in orphans]
-        self.done += [{**each, "host": host} for each in did]
+            self._did[host] = [{**orphan, "ended": False, "how": f"not known: {error}"} for orphan in orphans]
 
     async def _ask(self, host: str, op: str, timeout_s: float) -> dict[str, Any]:
         channel = self._channels[host]

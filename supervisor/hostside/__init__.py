@@ -15,6 +15,7 @@ Files:
     a run       spawn.py    the start protocol, step by step   birth.py    a keeper begins: a new run, or an abandoned one
                 keeper.py   the loop that owns one run         rundir.py   what is on disk, versioned
     its output  pump.py     from a FIFO into log segments      output.py   the keeper's end of the pump
+                times.py    when it was written
     its tree    tree.py     who belongs to it, signalling      cgroup.py   one of its own, where that can be had
                 roster.py   who was seen, for the heir         shm.py      what it leaves in /dev/shm
     its end     ladder.py   how a stop escalates (pure)        ending.py   carrying that out, and proving nobody is left

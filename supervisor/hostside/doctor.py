@@ -51,7 +51,7 @@ def main(base: str) -> int:
 
 
 def look(base: str) -> Dict[str, Any]:
-    seen = gpus.look()
+    seen = gpus.look(gpus.PATIENT_S)
     ours = owners.members(base)
     held = {gpu.uuid: claims.ask("gpu-" + gpu.uuid) for gpu in seen.gpus if gpu.uuid}
     return {

@@ -30,6 +30,7 @@ from .reactor import Reactor
 
 DEADLINE_S = 5.0
 AGAIN_S = 30.0
+PATIENT_S = 25.0  # a driver without persistence mode starts anew for each look, and takes seconds for each idle card
 SLACK_MIB = 64  # NVML's own accounting moves by a few MiB; a forgotten context is hundreds
 IDLE_MIB = 1024  # more than the driver keeps of an idle card (615 MiB of an H200, measured)
 PROVED, REFUTED, CANNOT_TELL = "proved", "refuted", "cannot tell"
@@ -111,15 +112,15 @@ def _unable(error: OSError) -> Look:
     return Look((), error="cannot start a look at NVML: %s" % error.strerror)
 
 
-def watch(reactor: Reactor, tell: Callable[[Look], None]) -> None:
-    """Look now, and again as long as they cannot be seen."""
+def watch(reactor: Reactor, tell: Callable[[Look], None], deadline_s: float = DEADLINE_S) -> None:
+    """Look now, and again, with more patience, as long as they cannot be seen."""
 
     def seen(look: Look) -> None:
         tell(look)
         if look.error:
-            reactor.after(AGAIN_S, lambda: watch(reactor, tell))
+            reactor.after(AGAIN_S, lambda: watch(reactor, tell, PATIENT_S))
 
-    ask(reactor, DEADLINE_S, seen)
+    ask(reactor, deadline_s, seen)
 
 
 def _known() -> Optional[Look]:

@@ -14,9 +14,9 @@ HERE, HIDDEN, ELSEWHERE = "here", "hidden", "elsewhere"
 FURNITURE = frozenset(
     name[:15]
     for name in (
-        "Xorg", "Xwayland", "X", "gnome-shell", "kwin_wayland", "kwin_x11", "sddm-greeter", "weston", "mutter",
-        "nvidia-persistenced", "nvidia-cuda-mps-server", "nvidia-cuda-mps-control", "nv-hostengine", "dcgm-exporter",
-        "dcgmi", "nvidia-smi", "nvidia-powerd", "nvidia-settings",
+        "Xorg", "Xwayland", "X", "gnome-shell", "gnome-remote-desktop-daemon", "plasmashell", "kwin_wayland", "kwin_x11",
+        "xfwm4", "sway", "cinnamon", "sddm-greeter", "weston", "mutter", "nvidia-persistenced", "nvidia-cuda-mps-server",
+        "nvidia-cuda-mps-control", "nv-hostengine", "dcgm-exporter", "dcgmi", "nvidia-smi", "nvidia-powerd", "nvidia-settings",
     )
 )  # fmt: skip
 

@@ -16,6 +16,7 @@ from .holders import ELSEWHERE
 from .reactor import Reactor, Timer
 
 ASK_S = 5.0  # for NVML to answer
+PATIENT_S = gpus.PATIENT_S  # before a start: only that start waits, and idle cards may have to be woken one by one
 PROOF_S = 5.0  # between two looks at a run that is not proven yet
 PROVEN_S = 60.0  # and at one that is
 REFUSE_AFTER = 2  # looks that say the same: one may have met a pid that changed hands
@@ -54,7 +55,7 @@ def take(wanted: List[Union[int, str]], free: float, hold: Callable[[str], None]
 
     Raises Unfit, and what `hold` raises. Blocks for two looks at most.
     """
-    look = gpus.look(ASK_S)
+    look = gpus.look(PATIENT_S)
     found = gpus.resolve(look, wanted)
     if isinstance(found, str):
         raise Unfit("gpu" if look.error else "missing", found)
@@ -62,7 +63,7 @@ def take(wanted: List[Union[int, str]], free: float, hold: Callable[[str], None]
     for uuid in uuids:
         hold(claim_name(uuid))
     if gpus.foreign(look, uuids, ()):
-        look = gpus.look(ASK_S)  # who was on it then may have been its last holder of ours: the claim is ours only now
+        look = gpus.look(PATIENT_S)  # who was on it then may have been its last holder of ours: the claim is ours only now
     strangers = gpus.foreign(look, uuids, ())
     if strangers:
         raise Unfit("gpu", "; ".join(str(stranger) for stranger in strangers))

@@ -28,7 +28,7 @@ from tests.e2e.lab import ROOT, Lab, until
 from tests.fakes.sshd import MISSING, Sshd
 
 FAKES = ROOT / "tests" / "fakes"
-GRACE_S = 2.0
+GRACE_S = 1.0
 SLACK_S = 2.0  # for a bomb on two busy cores
 QUIET_S = 5.0
 ESCAPES = {
@@ -44,7 +44,7 @@ ESCAPES = {
     "daemon": ["--daemon"],
     "bomb": ["--deaf", "--bomb", "300", "--bomb-rate", "150", "--bomb-seconds", "60"],
     "stopped": ["--stopped-child"],
-    "slow": ["--slow-exit", "1", "--child"],
+    "slow": ["--slow-exit", "0.5", "--child"],
 }
 # What the inventory calls python: the real one, but for Dynamo's programs. The last argument names the escape.
 WRAPPER = """\
@@ -60,13 +60,13 @@ esac
 
 
 class Watcher:
-    """Inside `with`. `seen`: when (CLOCK_MONOTONIC) who carried the mark, whenever that changed."""
+    """Inside `with`. `seen`: when (CLOCK_MONOTONIC) which escapes had somebody alive, whenever that changed."""
 
     def __init__(self, mark: Path) -> None:
         argv = [sys.executable, "-I", "-S", str(FAKES / "survivors.py"), str(mark), "0.01"]
         self._process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
         self._news = threading.Condition()
-        self.seen: list[tuple[float, list[dict[str, Any]]]] = []
+        self.seen: list[tuple[float, dict[str, str]]] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -79,11 +79,16 @@ class Watcher:
                     self.seen.append((said["t"], said["alive"]))
                     self._news.notify_all()
 
-    def sees(self, somebody: bool, timeout_s: float = 10.0) -> float:
+    def sees(self, somebody: bool, timeout_s: float = 20.0) -> float:
         """Wait until it sees somebody, or nobody; since when that is so."""
         with self._news:
             assert self._news.wait_for(lambda: self.seen and bool(self.seen[-1][1]) is somebody, timeout_s), self.seen[-1:]
             return self.seen[-1][0]
+
+    def has_seen(self, where: set[str], timeout_s: float = 20.0) -> None:
+        """Wait until it has seen somebody at each of these."""
+        with self._news:
+            assert self._news.wait_for(lambda: where <= {at for _, alive in self.seen for at in alive}, timeout_s)
 
     def __enter__(self) -> Watcher:
         return self
@@ -193,7 +198,7 @@ def live(labs: ExitStack, place: Path, transport: str, who: str, story: Story) -
     until(lambda: lab.has_controller() or serve.poll() is not None)
     assert serve.poll() is None, log.read_text()
     lab.all_up()
-    assert {one["at"] for one in watcher.seen[-1][1]} >= set(ESCAPES)
+    watcher.has_seen(set(ESCAPES))
     stop = lab.start("stop", "frontend", *ESCAPES)
     lab.wait(lambda s: any(p["state"] in ("draining", "stopping") and p["desired"] == "stopped" for p in s["processes"]))
     story.asked = time.monotonic()
@@ -223,7 +228,7 @@ def live(labs: ExitStack, place: Path, transport: str, who: str, story: Story) -
 def last_seen(watcher: Watcher) -> dict[str, float]:
     """Until when anything of each escape was there."""
     ends = [t for t, _ in watcher.seen[1:]]
-    return {one["at"]: t for t, (_, alive) in zip(ends, watcher.seen, strict=False) for one in alive}
+    return {at: t for t, (_, alive) in zip(ends, watcher.seen, strict=False) for at in alive}
 
 
 @pytest.mark.parametrize(("transport", "who"), COMBINATIONS)

@@ -1,6 +1,6 @@
 """Who of a fake worker's tree still exists? Looked at from outside: this file imports nothing of noray.
 
-    python survivors.py MARK [EVERY_S]     a watcher: says {"t", "alive"} whenever the set of processes changes
+    python survivors.py MARK [EVERY_S]     a watcher: says {"t", "alive": {where: who}} on each change
 
 The mark is a directory, and a process carries it as its working directory: kept over fork, exec, setsid, `env -i` and a
 changed title, and read by the kernel's word alone (/proc/PID/cwd; root sees everybody's, a user their own).
@@ -50,15 +50,17 @@ def _look(pid: int, root: str) -> Survivor | None:
 
 
 def watch(mark: str, every_s: float) -> None:
-    """Say each change of the set, with CLOCK_MONOTONIC of the look; ends with its standard output or at SIGTERM."""
-    before: dict[int, Survivor] | None = None
+    """Say where below the mark somebody is, whenever that changes, with one of them and the CLOCK_MONOTONIC of the look.
+
+    Not every change of a pid: a fork bomb would be a flood of words.
+    """
+    before: set[str] | None = None
     while True:
         looked = time.monotonic()
-        now = survivors(mark)
-        if before is None or now.keys() != before.keys():
-            alive = [one._asdict() for one in now.values()]
-            print(json.dumps({"t": looked, "alive": alive}), flush=True)
-            before = now
+        now = {one.at: f"{one.pid} {one.command}" for one in survivors(mark).values()}
+        if now.keys() != before:
+            print(json.dumps({"t": looked, "alive": now}), flush=True)
+            before = set(now)
         time.sleep(every_s)  # not less the look: it must not starve what it looks at
 
 

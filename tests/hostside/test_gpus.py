@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from supervisor.hostside import gpus, holders
+from supervisor.hostside import gpus, holders, nvml
 from supervisor.hostside.gpus import Gpu, Look
 from supervisor.hostside.holders import Holder
 from tests.fakes.nvml import LOST, NOT_SUPPORTED, UNKNOWN, FakeGpus, library
@@ -442,6 +442,8 @@ def test_a_link_tells_what_gpus_there_are_and_looks_again_when_asked(fake: FakeG
 
 
 def test_a_link_without_gpus_says_so_at_once(link: Link) -> None:
+    if not nvml.missing():
+        pytest.skip("this machine has an NVIDIA driver")
     said = link.until(lambda m: "gpus" in m)["gpus"]
     assert (said["gpus"], said["error"]) == ([], "")
 
@@ -455,3 +457,24 @@ def test_a_hang_keeps_nothing_else_waiting(fake: FakeGpus, gpu_host: Host) -> No
     assert time.monotonic() - began < 4, "a look has 5 s"
     assert not any("gpus" in m for m in link.said)
     assert "within 5 s" in link.until(lambda m: "gpus" in m)["gpus"]["error"]
+
+
+def test_a_hang_is_not_felt_by_the_conversation(fake: FakeGpus, gpu_host: Host) -> None:
+    link = gpu_host.link()
+    link.until(lambda m: "gpus" in m)
+
+    def typical_s() -> float:
+        """Of 100 questions and answers, the one in the middle."""
+        took = []
+        for n in range(100):
+            began = time.monotonic()
+            link.send(op="ping", n=n)
+            link.until(lambda m, n=n: m.get("pong") == n)
+            took.append(time.monotonic() - began)
+        return sorted(took)[50]
+
+    calm = typical_s()
+    fake.hang()
+    link.send(op="gpus", id="hanging")
+    assert typical_s() < 5 * calm + 0.02
+    assert not any(m.get("reply") == "hanging" for m in link.said), "it has hung all the while"

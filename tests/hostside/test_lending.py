@@ -199,7 +199,7 @@ def test_its_heir_waits_for_the_memory_too(host: Host, link: Link, gpus: FakeGpu
 
 
 def test_an_nvml_that_hangs_refuses_the_start_within_its_deadline(host: Host, gpus: FakeGpus) -> None:
-    package = sabotaged(host.root, lending=("ASK_S = 5.0", "ASK_S = 0.3"))
+    package = sabotaged(host.root, lending=("PATIENT_S = gpus.PATIENT_S", "PATIENT_S = 0.3"))
     link = host.link(package)
     gpus.hang()
     began = time.monotonic()

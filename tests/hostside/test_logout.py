@@ -9,6 +9,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ import pytest
 
 from supervisor.hostside import dbus, logout
 from supervisor.hostside.logout import NEITHER, SESSION, USER_MANAGER, Place, Rules
-from tests.hostside.driver import Link, wait_for
+from tests.hostside.driver import Link
 
 KEEPS, KILLS = Rules(False, True), Rules(True, True)
 BUS = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
@@ -114,23 +115,22 @@ def test_the_verdict_is_part_of_the_first_word(link: Link) -> None:
 
 @pytest.fixture
 def bus(tmp_path: Path) -> Iterator[str]:
-    """The path of a real message bus."""
+    """The address of a real message bus."""
     daemon = shutil.which("dbus-daemon")
     if daemon is None:
         pytest.skip("no dbus-daemon: apt-get install dbus")
-    path = f"/tmp/nb-{os.getpid()}"
+    name = f"noray-test-bus-{os.getpid()}"  # abstract: no file of it stays
     config = tmp_path / "bus.conf"
     policy = "<allow send_destination='*'/><allow receive_sender='*'/><allow own='*'/>"
-    listen = f"<listen>unix:path={path}</listen>"
+    listen = f"<listen>unix:abstract={name}</listen>"
     config.write_text(f"<busconfig><type>session</type>{listen}<policy context='default'>{policy}</policy></busconfig>")
     die_with_me = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execv(sys.argv[1], sys.argv[1:])"
-    daemon_argv = [shutil.which("python3") or "python3", "-c", die_with_me, daemon, "--nofork", f"--config-file={config}"]
-    process = subprocess.Popen(daemon_argv)
-    wait_for(lambda: os.path.exists(path), "the bus listens")
-    yield path
-    process.kill()
-    process.wait()
-    os.unlink(path)
+    argv = [sys.executable, "-c", die_with_me, daemon, "--nofork", "--print-address", f"--config-file={config}"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert name in process.stdout.readline()  # it says so once it listens
+        yield f"\0{name}"
+        process.kill()
 
 
 def test_a_call_and_its_values(bus: str) -> None:

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supervisor.kinds import KINDS
+from supervisor.hostside import ladder
+from supervisor.kinds import KINDS, base
 from supervisor.kinds.base import Cell, LaunchSpec, Site, clashes, namespace_of, namespace_prefix
 from supervisor.kinds.etcd import etcd
 from supervisor.kinds.frontend import frontend
@@ -187,3 +188,7 @@ def test_the_registry_documents_every_port(name: str) -> None:
 def test_frontend_stops_first_and_etcd_last() -> None:
     assert sorted(KINDS, key=lambda kind: KINDS[kind].stop_rank) == ["frontend", "mocker", "etcd"]
     assert KINDS["etcd"].start_rank < KINDS["mocker"].start_rank
+
+
+def test_the_times_that_plan_shows_are_those_of_the_host() -> None:
+    assert (base.REST_S, base.KILL_S) == (ladder.REST_S, ladder.KILL_S)

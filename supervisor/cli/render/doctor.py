@@ -39,6 +39,7 @@ class Holding(TypedDict):
 class Card(TypedDict):
     index: int
     uuid: str
+    card: str  # of a MIG slice: the UUID of its card, whose index it has
     name: str
     total_mib: int | None
     used_mib: int | None
@@ -65,8 +66,8 @@ def report(host: str, said: Mapping[str, Any]) -> Report:
     cards: list[Card] = []
     for gpu in look["gpus"]:
         held = [holding(h, ours.get(str(h["pid"]))) for h in gpu["holders"]]
-        cards.append({"index": gpu["index"], "uuid": gpu["uuid"], "name": gpu["name"], "total_mib": gpu["total_mib"],
-                      "used_mib": gpu["used_mib"], "mig": gpu["mig"], "error": gpu["error"],
+        cards.append({"index": gpu["index"], "uuid": gpu["uuid"], "card": gpu["card"], "name": gpu["name"],
+                      "total_mib": gpu["total_mib"], "used_mib": gpu["used_mib"], "mig": gpu["mig"], "error": gpu["error"],
                       "claim": claims.get(gpu["uuid"]), "holders": held})  # fmt: skip
     orphans = [holding(orphan, orphan) for orphan in said["orphans"]]
     return {"host": host, "error": look["error"], "driver": look["driver"], "none": look["none"], "gpus": cards,
@@ -128,7 +129,7 @@ def host_lines(seen: Report, look: Look, now: float) -> list[str]:
 
 
 def card_line(card: Card) -> str:
-    said = [f"GPU {card['index']}", plain(card["name"])]
+    said = [f"{'slice of ' if card['card'] else ''}GPU {card['index']}", plain(card["name"])]
     if card["used_mib"] is not None:
         said.append(f"{card['used_mib']} of {card['total_mib']} MiB in use")
     said += ["split by MIG"] if card["mig"] else []

@@ -260,7 +260,7 @@ def doctors() -> list[Report]:
          held(78, 900, seen="hidden"), held(800, 28, "nvidia-cuda-mps-server", user="root", furniture=True)],
         [],
     ]  # fmt: skip
-    cards = [{**gpu, "error": "", "holders": on} for gpu, on in zip(gpus(70655, 18000, 615), holders, strict=True)]
+    cards = [{**gpu, "card": "", "error": "", "holders": on} for gpu, on in zip(gpus(70655, 18000, 615), holders, strict=True)]
     cards[2]["error"] = "GPU is lost"
     lost = run_of("qwen-1", "abandoned", True)
     busy = {
