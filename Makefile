@@ -7,6 +7,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS :=
+JOBS := 3
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST))
@@ -14,8 +15,8 @@ help:  ## this list
 demo: $(VENV)/.demo-ready  ## serve a model on this machine, kill a worker, see it healed, leave nothing behind
 	$(BIN)/noray demo $(ARGS)
 
-test: lint  ## lint, then the test suite (ARGS=... for pytest)
-	$(BIN)/python -m pytest $(ARGS)
+test: lint  ## lint, then the test suite (ARGS=... for pytest, JOBS=... files at once)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
 
 lint: $(VENV)/.test-ready  ## ruff, mypy, import rules
 	$(BIN)/ruff check .
@@ -24,7 +25,7 @@ lint: $(VENV)/.test-ready  ## ruff, mypy, import rules
 	$(BIN)/lint-imports
 
 mutants: $(VENV)/.test-ready  ## sabotage each guarantee and see its test turn red
-	$(BIN)/python tests/mutants/run.py $(ARGS)
+	$(BIN)/python tests/mutants/run.py --jobs $(JOBS) $(ARGS)
 
 bench: $(VENV)/.test-ready  ## beside floors and peers, as tables (ARGS="stop memory logs --quick --write=FILE"; root for stop)
 	$(BIN)/python -m benchmarks $(ARGS)

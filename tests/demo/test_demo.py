@@ -24,11 +24,17 @@ pytestmark = [
 
 
 def alone(script: str) -> subprocess.CompletedProcess[str]:
-    """Run a script with own processes, network, IPC and, where nothing we need lies there, own temporary directories."""
-    needed = [Path(p).resolve() for p in (REPOSITORY, sys.prefix, sys.base_prefix)]
-    hidden = [d for d in ("/tmp", "/var/tmp", "/dev/shm", "/run") if not any(n.is_relative_to(d) for n in needed)]
-    mounts = " && ".join(f"mount -t tmpfs none {d}" for d in hidden)
-    prepare = f'{mounts} && {NETWORK} && mkdir -p /tmp/home && exec "$@"'
+    """Run a script with own processes, network, IPC and temporary directories, in which only what we need is to be seen."""
+    needed = {Path(p).resolve() for p in (REPOSITORY, sys.prefix, sys.base_prefix)}
+    mounts = []
+    for hidden in ("/tmp", "/var/tmp", "/dev/shm", "/run"):
+        mounts.append("mount -t tmpfs none /mnt")
+        for path in needed:
+            if path.is_relative_to(hidden):
+                seen = f"/mnt/{path.relative_to(hidden)}"
+                mounts.append(f"mkdir -p {seen} && mount --rbind {path} {seen}")
+        mounts.append(f"mount --no-mtab --move /mnt {hidden}")
+    prepare = f'{" && ".join(mounts)} && {NETWORK} && mkdir -p /tmp/home && exec "$@"'
     return subprocess.run(
         ["unshare", "--mount", "--pid", "--net", "--ipc", "--fork", "--mount-proc", "--kill-child=KILL",
          "sh", "-c", prepare, "sh", sys.executable, "-c", textwrap.dedent(script)],
@@ -59,7 +65,7 @@ def test_the_demo_serves_heals_without_a_failed_request_and_leaves_nothing() -> 
 
 
 def test_a_demo_that_leaks_one_of_each_kind_is_caught_at_every_one() -> None:
-    own = f"noray-{secrets.token_hex(4)}"  # the directories may be the machine's own, where a name may be old
+    own = f"noray-{secrets.token_hex(4)}"
     script = f"""
         import os, pathlib, socket, subprocess, sys
         from supervisor.demo import demo
@@ -78,11 +84,7 @@ def test_a_demo_that_leaks_one_of_each_kind_is_caught_at_every_one() -> None:
                 pathlib.Path(place, "{own}").write_text("")
         print("demo", demo.run(before_the_end=leak))
     """
-    try:
-        done = alone(script)
-    finally:
-        for left in (f"/tmp/{own}", f"/tmp/{own}.sock", f"/var/tmp/{own}", f"/dev/shm/{own}"):
-            Path(left).unlink(missing_ok=True)
+    done = alone(script)
     assert done.stdout.splitlines()[-1] == "demo 1", done.stderr
     sockets = ("127.0.0.1:", f"/tmp/{own}.sock", "noray/port-1")
     files = (f"/dev/shm/{own}", f"/tmp/{own} ", f"/var/tmp/{own}", ".cache", ".local")
