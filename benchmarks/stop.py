@@ -185,10 +185,21 @@ def supervisord(place: Path, size: Size, mark: str) -> Iterator[Stop]:
     config = place / "conf"
     command = f"{HOST_PYTHON} -I -S {DEAF} {mark}"
     config.write_text(SUPERVISORD.format(place=place, command=command, trees=size.trees, grace=size.grace_s))
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    running = subprocess.Popen([daemon, "-c", str(config)], **quiet)  # type: ignore[call-overload]
+    # Its import package is called supervisor, as ours is: ours must not be on its path.
+    env = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    with (place / "said").open("wb") as said:
+        running = subprocess.Popen([daemon, "-c", str(config)], env=env, stdout=said, stderr=said)
+        end = time.monotonic() + 30
+        while not (place / "sock").exists():
+            if running.poll() is not None or time.monotonic() > end:
+                raise Absent("it does not start: " + (place / "said").read_text().strip().splitlines()[-1])
+            time.sleep(0.02)
+
+    def down() -> None:
+        subprocess.run([ctl, "-c", str(config), "stop", "all"], env=env, capture_output=True, check=False)
+
     try:
-        yield lambda: subprocess.run([ctl, "-c", str(config), "stop", "all"], check=False, **quiet)  # type: ignore[call-overload]
+        yield down
     finally:
         running.terminate()
         running.wait()

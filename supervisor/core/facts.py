@@ -78,6 +78,7 @@ class HostFound:
     runs: tuple[RunState, ...]
     boot_id: str = ""
     logout: Logout = field(default_factory=Logout)
+    held_by: Mapping[str, str] = field(default_factory=dict)  # the controller that runs the deployment, told to onlookers
 
 
 @dataclass(frozen=True, slots=True)

@@ -142,7 +142,8 @@ def _told(fleet: Fleet, host: str, state: RunState, now_s: float) -> Result:
 def _host_found(fleet: Fleet, found: HostFound, now_s: float) -> Result:
     """Adopt what is wanted, end what is not, and tell every other process of that host that it has no run."""
     known = fleet.hosts.get(found.host, Host(found.host))
-    host = replace(known, up=True, refused=False, why="", boot_id=found.boot_id, since_s=now_s, logout=found.logout, held_by={})
+    host = replace(known, up=True, refused=False, why="", boot_id=found.boot_id, since_s=now_s, logout=found.logout)
+    host = replace(host, held_by=found.held_by)
     elsewhere = {run: s for run, s in fleet.surplus.items() if s.host != found.host}
     fleet = replace(fleet, hosts={**fleet.hosts, found.host: host}, surplus=elsewhere)
     actions: list[Action] = []

@@ -65,16 +65,16 @@ def word(status: Status) -> str:
         left = remaining(status)
         if left:
             return "UNKNOWN" if all(p["state"] == "unknown" for p in left) else "STOPPING"
-        return "UNKNOWN" if silent and status["controller"] is None else "STOPPED"
+        return "UNKNOWN" if silent and not healed(status) else "STOPPED"
     short = [s for s in status["services"] if s["serving"] < s["wanted"]]
     if short and not any(broken(status, s) for s in short):
         lame = {s["name"] for s in short}
         if any(p["state"] == "unknown" for p in status["processes"] if p["service"] in lame):
             dark = any(m.dark for m in models(status)) or no_entry(status)
             return "UNKNOWN" if dark else "DEGRADED"
-        if status["controller"] is not None:
+        if healed(status):
             return "STARTING"
-    healthy = not short and not stuck(status) and status["controller"] is not None
+    healthy = not short and not stuck(status) and healed(status)
     return "READY" if healthy else "DEGRADED"
 
 
@@ -110,7 +110,7 @@ def parts(status: Status, word: str) -> list[str]:
     if held:
         name = plain(held[0]["name"])
         said.append(f"{listing([plain(p['name']) for p in held])} STUCK (see: noray why {name})")
-    if status["controller"] is None:
+    if not healed(status):
         said.append("nothing is healed: no controller")
     return said or ["nothing to serve"]
 
@@ -160,7 +160,7 @@ def leftovers(status: Status) -> list[str]:
     names = [plain(p["name"]) for p in left]
     silent = [plain(h["name"]) for h in status["hosts"] if h["state"] != "up"]
     if not left:
-        if silent and status["controller"] is None:
+        if silent and not healed(status):
             return [f"no answer from {listing(silent)}: what runs there is not known"]
         return ["nothing runs"]
     if all(p["state"] == "unknown" for p in left):
@@ -168,6 +168,16 @@ def leftovers(status: Status) -> list[str]:
     said = [f"{len(left)} of {plural(len(status['processes']), 'process', 'processes')} still there"]
     held = [plain(p["name"]) for p in left if p["state"] == "stuck"]
     return [*said, f"{listing(held)} STUCK (see: noray why {held[0]})"] if held else said
+
+
+def healed(status: Status) -> bool:
+    """A controller looks after it: ours, or another one that hosts tell of."""
+    return status["controller"] is not None or elsewhere(status) is not None
+
+
+def elsewhere(status: Status) -> dict[str, str] | None:
+    """The controller that is not ours and runs the deployment: controller, user, since."""
+    return next((h["held_by"] for h in status["hosts"] if h.get("held_by")), None)
 
 
 def models(status: Status) -> list[Model]:

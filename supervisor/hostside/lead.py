@@ -26,6 +26,7 @@ from . import claims
 from .reactor import READ, Reactor
 
 LOOK_S = 0.05
+FIND_S = 1.0
 AGAIN_S = 0.1
 PUT_OUT_S = 2.0  # for a link that was put out to end
 ABOUT = ("deployment", "controller", "id", "user", "since")
@@ -37,6 +38,11 @@ def sentence(holder: Holder) -> str:
     """Who leads, for an operator."""
     who = "user %s, since %s" % (holder.get("user") or "unknown", holder.get("since") or "unknown")
     return "deployment %s is run by controller %s (%s)" % (holder.get("deployment"), holder.get("controller"), who)
+
+
+def name(base: str, deployment: str) -> str:
+    """The claim. One machine may be several hosts, each with a directory of its own."""
+    return "lead-%d:%s:%s" % (os.getuid(), hashlib.sha256(base.encode()).hexdigest()[:8], deployment)
 
 
 class Lead:
@@ -65,6 +71,25 @@ class Lead:
             return refused(known)  # a connection of ours that was overtaken
         self._until = time.monotonic() + patience_s
         return self._look()
+
+    def find(self, deployment: str, found: Callable[[Optional[Holder]], None]) -> None:
+        """Who leads, for an onlooker; None: nobody who is alive. Called back within FIND_S and the time of one visit."""
+        first = claims.ask(name(self.base, deployment))
+        until = time.monotonic() + FIND_S
+
+        def again() -> None:
+            holder = claims.ask(name(self.base, deployment))
+            if holder and holder.get("heard", 0) > (first or holder).get("heard", 0):
+                found(holder)
+            elif not holder or time.monotonic() > until:
+                found(None)
+            else:
+                self.reactor.after(LOOK_S, again)
+
+        if first:
+            self.reactor.after(LOOK_S, again)
+        else:
+            found(None)
 
     def successor(self) -> Optional[Holder]:
         """Who leads by now instead of us; None while we do."""
@@ -126,9 +151,7 @@ class Lead:
     # --- on record ------------------------------------------------------------------------------------------------------
 
     def _name(self) -> str:
-        # One machine may be several hosts, each with a directory of its own.
-        base = hashlib.sha256(self.base.encode()).hexdigest()[:8]
-        return "lead-%d:%s:%s" % (os.getuid(), base, self.me["deployment"])
+        return name(self.base, str(self.me["deployment"]))
 
     def _mine(self, holder: Holder) -> bool:
         return bool(holder.get("id") == self.me["id"])

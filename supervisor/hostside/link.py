@@ -17,8 +17,8 @@ import socket
 import time
 from typing import Any, Dict, Optional
 
-from . import VERSION, birth, facts, gpus, http, logout, pump, rundir
-from .lead import Holder, Lead, sentence
+from . import VERSION, birth, facts, gpus, http, lead, logout, pump, rundir
+from .lead import Holder
 from .reactor import Lines, Reactor
 from .rundir import Run
 from .runstate import close_unborn, finished_state, run_state, wall_ms
@@ -40,6 +40,7 @@ class Link:
         self.base, self.reactor = base, reactor
         self.deployment = ""
         self.read_only = True  # until it leads
+        self.led_by: Optional[Holder] = None  # by whom else, when we only look on
         self.states: Dict[str, Dict[str, Any]] = {}  # run -> last state told
         self.keepers: Dict[str, Lines] = {}
         self.waiting: Optional[Dict[str, Run]] = None  # whose keeper's first word hello waits for
@@ -47,7 +48,7 @@ class Link:
         self.logout: Dict[str, Any] = {}  # the verdict last told
         self.heard = time.monotonic()
         self.lines = 0  # heard so far
-        self.lead = Lead(base, reactor, lambda: self.lines, lambda: self.line.send({"ask": "ping"}), self._outranked)
+        self.lead = lead.Lead(base, reactor, lambda: self.lines, lambda: self.line.send({"ask": "ping"}), self._outranked)
         gpus.prepare()  # before the first fork: keepers and heirs inherit it
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -88,15 +89,19 @@ class Link:
         if message.get("v") != VERSION:
             return self._refuse("this host's link speaks version %d, the controller %s" % (VERSION, message.get("v")))
         if message.get("read_only"):
-            return self._welcome()
+            return self.lead.find(self.deployment, self._looks_on)
         return self.lead.seek(message, SILENCE_S, self._leads, self._outranked)
+
+    def _looks_on(self, leader: Optional[Holder]) -> None:
+        self.led_by = leader
+        self._welcome()
 
     def _leads(self) -> None:
         self.read_only = False
         self._welcome()
 
     def _outranked(self, holder: Holder) -> None:
-        self.line.send({"refused": sentence(holder), "holder": holder})
+        self.line.send({"refused": lead.sentence(holder), "holder": holder})
         self.reactor.stop()
 
     def _welcome(self) -> None:
@@ -132,7 +137,7 @@ class Link:
         self.waiting = None
         found = facts.host_facts(self.base)
         self.logout = found["logout"]
-        self.line.send({"hello": dict(found, runs=list(self.states.values()))})
+        self.line.send({"hello": dict(found, runs=list(self.states.values()), led_by=self.led_by)})
         gpus.watch(self.reactor, lambda look: self.line.send({"gpus": gpus.told(look)}))
 
     def _tell(self, state: Dict[str, Any]) -> None:

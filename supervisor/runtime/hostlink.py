@@ -19,7 +19,7 @@ from supervisor.core.facts import Fact, HostFound, HostLost, LogoutTold, Told
 from supervisor.errors import HostRefused, HostUnreachable, Superseded
 from supervisor.plan.launch import HostFacts
 from supervisor.probes.ask import HttpRequest
-from supervisor.runtime.parse import gpus_seen, host_facts, logout, run_state
+from supervisor.runtime.parse import controller, gpus_seen, host_facts, logout, run_state
 from supervisor.transport.base import Channel, Transport
 
 VERSION = 1
@@ -165,7 +165,8 @@ class HostLink:
                 self._contested_s = None
                 # Said once: later it could put out one that meanwhile took over from us.
                 self._hello = {key: value for key, value in self._hello.items() if key != "take_over"}
-                await self._tell(HostFound(self.name, runs, self.facts.boot_id, logout(hello.get("logout", {}))))
+                led_by = controller(hello.get("led_by") or {})
+                await self._tell(HostFound(self.name, runs, self.facts.boot_id, logout(hello.get("logout", {})), led_by))
             elif "logout" in said:
                 await self._tell(LogoutTold(self.name, logout(_mapping(said["logout"]))))
             elif "ask" in said:
@@ -186,7 +187,7 @@ class HostLink:
             self._contested_s = now_s if self._contested_s is None else self._contested_s
             if now_s - self._contested_s < YIELD_S:
                 return HostUnreachable(why)
-        return Superseded(why, {key: str(holder.get(key)) for key in ("deployment", "controller", "user", "since")})
+        return Superseded(why, controller(holder))
 
     async def _write(self, channel: Channel, messages: MemoryObjectReceiveStream[Mapping[str, object]]) -> None:
         async for message in messages:

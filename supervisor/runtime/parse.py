@@ -78,6 +78,11 @@ def host_facts(said: Mapping[str, Any], now_ms: int) -> HostFacts:
     )
 
 
+def controller(said: Mapping[str, Any]) -> dict[str, str]:
+    """Who leads a deployment, as `hostside/lead.py` says it; {} for nobody."""
+    return {key: str(said.get(key)) for key in ("deployment", "controller", "user", "since")} if said else {}
+
+
 def logout(said: Mapping[str, Any]) -> Logout:
     return Logout(said.get("survives"), said.get("why", ""), said.get("remedy", ""))
 

@@ -298,6 +298,10 @@ def test_up_is_refused_while_another_one_leads_and_takes_over_when_told(field: F
     )
     assert "noray up --take-over" in refused.stdout + refused.stderr
     until(lambda: not lab.has_controller())
+    onlooker = lab.status()
+    assert onlooker["controller"] is None
+    assert onlooker["hosts"][0]["held_by"]["controller"] == leader.name
+    assert "nothing is healed" not in onlooker["verdict"]
     after = anyio.run(leader.settled)
     assert runs(after) == runs(led), "who was refused has touched nothing"
     up = lab.start("up", *lab.files, "--take-over")

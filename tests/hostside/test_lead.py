@@ -105,9 +105,12 @@ def test_a_hung_link_is_passed_by_and_can_change_nothing(host: Host) -> None:
 def test_an_onlooker_neither_leads_nor_is_refused(host: Host) -> None:
     onlooker = host.link(**OTHER, read_only=True)
     first = host.link(**FIRST)
-    assert "hello" in onlooker.said[-1]
+    assert onlooker.said[-1]["hello"]["led_by"] is None
     assert "hello" in first.said[-1]
-    assert "hello" in host.link(**OTHER, read_only=True).said[-1]
+    second = asks(host, **OTHER, read_only=True)
+    show_life(first)
+    assert answer(second)["hello"]["led_by"]["controller"] == "box:1"
+    assert host.link(**OTHER, read_only=True).said[-1]["hello"]["led_by"] is None, "it showed no life"
     onlooker.start("r1")
     assert "refused" in answer(onlooker)
     assert not host.run_dir("w-0", "r1").exists()

@@ -6,7 +6,7 @@ from supervisor.cli.render import about
 from supervisor.cli.render.text import GAP, Cell, Look, style_of, table, wrap
 from supervisor.cli.render.times import duration, since
 from supervisor.core.snapshot import ProcessStatus, Status
-from supervisor.core.verdict import no_entry, remaining, verdict, wanted, word
+from supervisor.core.verdict import elsewhere, no_entry, remaining, verdict, wanted, word
 from supervisor.core.words import plain
 
 HEAD = ("NAME", "STATE", "HOST", "PID", "GPUS", "PORTS", "RESTARTS", "SINCE", "REASON")
@@ -42,6 +42,10 @@ def verdict_lines(status: Status, look: Look, *, endpoints: bool = False) -> lis
 def controller_lines(status: Status, look: Look) -> list[str]:
     if status["controller"] is not None or not (wanted(status) or remaining(status)):
         return []
+    other = elsewhere(status)
+    if other is not None:
+        who = f"{plain(other['controller'])} (user {plain(other['user'])}, since {plain(other['since'])})"
+        return wrap(f"run by a controller elsewhere: {who}", look.width)
     gone = status.get("controller_gone_since")
     when = "" if gone is None else f" {since(gone, status['asof'])}"
     return [look.paint(line, "bad") for line in wrap(f"no controller{when}: nothing is being healed", look.width)]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from supervisor.cli.render import about
 from supervisor.cli.render.times import ahead, since
 from supervisor.core.snapshot import HostStatus, ProcessStatus, Status
-from supervisor.core.verdict import remaining
+from supervisor.core.verdict import healed, remaining
 from supervisor.core.words import listing, plain, plural
 
 TAIL = 6  # last log lines shown
@@ -35,7 +35,7 @@ def troubles(status: Status) -> list[Trouble]:
 
 
 def controller(status: Status) -> Iterable[Trouble]:
-    if status["controller"] is None and remaining(status):
+    if not healed(status) and remaining(status):
         gone = status.get("controller_gone_since")
         when = "" if gone is None else f" {since(gone, status['asof'])}"
         says = f"No controller{when}. Work goes on, but nothing is being healed: what ends stays down."
@@ -47,6 +47,9 @@ def silent(status: Status) -> list[HostStatus]:
 
 
 def silent_host(status: Status, host: HostStatus) -> Trouble:
+    if host.get("held_by"):
+        about = frozenset({host["name"], *(p["name"] for p in status["processes"] if p["host"] == host["name"])})
+        return Trouble(host["asof"], about, f"{plain(host.get('reason', ''))}.", next=("noray up --take-over",))
     name, now, heard = plain(host["name"]), status["asof"], host["asof"]
     there = [p for p in status["processes"] if p["host"] == host["name"] and p["state"] == "unknown"]
     when = "has never answered" if heard is None else f"has not answered {since(heard, now)}"

@@ -99,6 +99,18 @@ def all_ready(*, controller: bool = True) -> Status:
     return status((*BASE_SERVICES, service("qwen", 4, 4)), (*BASE, *QWEN), controller=controller)
 
 
+def led_elsewhere(*, refused: bool = False) -> Status:
+    """Another controller runs it; `refused`: ours is told so."""
+    who = {"deployment": "lab", "controller": "desk:4711", "user": "eve", "since": "2026-11-20 09:00:00 +0000"}
+    why = "deployment lab is run by controller desk:4711 (user eve, since 2026-11-20 09:00:00 +0000)"
+    seen = all_ready(controller=refused)
+    for each in seen["hosts"]:
+        each["held_by"] = who
+        if refused:
+            each["state"], each["reason"] = "refused", f"{each['name']}: {why} (to run it from here: noray up --take-over)"
+    return seen
+
+
 def starting() -> Status:
     loads = [
         process("qwen-0", since=NOW - 2),
