@@ -23,9 +23,9 @@ from supervisor.control import wire
 from supervisor.control.server import serve
 from supervisor.core.actions import Action, Unwatch, Watch
 from supervisor.core.facts import Fact, HostFound, HostLost, Planned
-from supervisor.core.fleet import NOT_YET_ASKED, Fleet
 from supervisor.core.hand import meant
-from supervisor.core.left import left_over, not_serving
+from supervisor.core.known import NOT_YET_ASKED, Fleet
+from supervisor.core.left import left_over
 from supervisor.core.process import State
 from supervisor.core.snapshot import ControllerStatus, Status
 from supervisor.core.status import status
@@ -35,12 +35,12 @@ from supervisor.orders import Orders
 from supervisor.plan.build import Plan
 from supervisor.plan.diff import diff
 from supervisor.plan.launch import HostFacts
+from supervisor.runtime.dial import connect
 from supervisor.runtime.greeting import Greeting
 from supervisor.runtime.hostlink import HostLink
 from supervisor.runtime.loop import supervise
 from supervisor.runtime.perform import Performer
 from supervisor.spec import Host, load_env_file
-from supervisor.transport import HostAddress, Transport, transport_for
 
 log = structlog.get_logger()
 
@@ -272,22 +272,10 @@ class Controller:
                 yield {"ended": {"left": left, "failed": failed}}
                 self._tasks.start_soon(self._end_soon, ANSWERED_S)
             case "stop" | "start" | "restart" as verb:
-                async for item in self._by_hand(verb, request.args):
+                async for item in self.orders.by_hand(verb, request.args):
                     yield item
             case verb:
                 raise UsageError(f"this controller does not know the verb {verb}")
-
-    async def _by_hand(self, verb: str, args: Mapping[str, object]) -> AsyncIterator[Mapping[str, object]]:
-        given, by = args.get("names"), str(args.get("by", ""))
-        names = meant([str(name) for name in given] if isinstance(given, list) else [], self._plan.wanted)
-        if verb == "stop":
-            async for seen in self.orders.stop_by_hand(names, by, bool(args.get("skip_drain"))):
-                yield _plain(seen)
-            yield {"ended": {"left": left_over(self.fleet, names), "failed": []}}
-        else:
-            async for seen in self.orders.start_by_hand(names, by, anew=verb == "restart"):
-                yield _plain(seen)
-            yield {"ended": {"left": not_serving(self.fleet, names), "failed": []}}
 
     async def _end_soon(self, delay_s: float) -> None:
         await anyio.sleep(delay_s)
@@ -304,22 +292,6 @@ class Controller:
             self._files = files
             self.state.save(files)
             await self._adopt_plan(plan)
-
-
-def connect(host: Host) -> Transport:
-    return transport_for(
-        HostAddress(
-            name=host.name,
-            transport=host.transport,
-            address=host.address,
-            port=host.port,
-            user=host.user,
-            python=host.python,
-            known_hosts=host.known_hosts,
-            key=host.key,
-            host_dir=host.host_dir,
-        )
-    )
 
 
 def _ports(fleet: Fleet, name: str) -> Mapping[str, int]:

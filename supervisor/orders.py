@@ -6,15 +6,16 @@ Leaving the loop early takes nothing back.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Protocol
 
 import anyio
 import structlog
 
 from supervisor.core.facts import Asked, Fact, StopAsked
-from supervisor.core.fleet import Fleet
-from supervisor.core.hand import Holds, after
+from supervisor.core.hand import Holds, after, meant
+from supervisor.core.known import Fleet
+from supervisor.core.left import left_over, not_serving
 from supervisor.core.process import Process, State
 from supervisor.core.snapshot import Status
 from supervisor.effects.statedir import StateDir
@@ -51,6 +52,23 @@ class Orders:
         await self._to.tell(StopAsked(skip_drain))
         async for seen in self._until(lambda: self._to.fleet.stopped, lambda: self._to.fleet.stuck_stopping):
             yield seen
+
+    async def by_hand(self, verb: str, args: Mapping[str, object]) -> AsyncIterator[Mapping[str, object]]:
+        """`stop`, `start` or `restart` as a client says it: snapshots, and at the end what is not as ordered.
+
+        Raises UsageError for a name that the files do not know.
+        """
+        given, by = args.get("names"), str(args.get("by", ""))
+        names = meant([str(name) for name in given] if isinstance(given, list) else [], self._to.plan.wanted)
+        if verb == "stop":
+            async for seen in self.stop_by_hand(names, by, bool(args.get("skip_drain"))):
+                yield dict(seen)
+            left = left_over(self._to.fleet, names)
+        else:
+            async for seen in self.start_by_hand(names, by, anew=verb == "restart"):
+                yield dict(seen)
+            left = not_serving(self._to.fleet, names)
+        yield {"ended": {"left": left, "failed": []}}
 
     async def stop_by_hand(self, names: frozenset[str], by: str, skip_drain: bool = False) -> AsyncIterator[Status]:
         """Bring these down for good. Raises NorayError, with nothing stopped, if that cannot be written down first."""

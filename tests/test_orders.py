@@ -9,8 +9,8 @@ import anyio
 import pytest
 
 from supervisor.core.facts import Asked, Fact, Phase
-from supervisor.core.fleet import Fleet
 from supervisor.core.hand import Held
+from supervisor.core.known import Fleet
 from supervisor.core.snapshot import Status
 from supervisor.core.status import status
 from supervisor.effects.statedir import Files, StateDir

@@ -9,11 +9,11 @@ from typing import Any
 
 import anyio
 
-from supervisor.app import connect
 from supervisor.cli.common import confirm, look, write, write_json
 from supervisor.cli.render.doctor import Report, question, report, show_doctor, show_reaped, unseen
 from supervisor.effects.statedir import choose
 from supervisor.errors import HostRefused, HostUnreachable
+from supervisor.runtime.dial import connect
 from supervisor.spec import Host
 from supervisor.transport import Channel, Transport
 

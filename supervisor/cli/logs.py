@@ -17,7 +17,6 @@ from typing import Any
 
 import anyio
 
-from supervisor.app import connect
 from supervisor.cli.common import look
 from supervisor.cli.render.interleave import Interleave
 from supervisor.cli.render.lines import Line, Printed, as_json
@@ -28,6 +27,7 @@ from supervisor.core.words import plain
 from supervisor.effects.statedir import choose
 from supervisor.errors import HostRefused, HostUnreachable, UsageError
 from supervisor.plan.build import Plan
+from supervisor.runtime.dial import connect
 from supervisor.transport import Transport
 from supervisor.transport.base import MAX_CHANNELS
 

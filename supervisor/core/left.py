@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from .fleet import Fleet
+from .known import Fleet
 from .process import AT_REST, Process, State
 
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from .exit import Exit
 from .facts import GpuSeen, RunGpu
-from .fleet import NOT_YET_ASKED, Fleet, Host
 from .hand import held_by
+from .known import NOT_YET_ASKED, Fleet, Host
 from .process import Process, State
 from .snapshot import ControllerStatus, ExitStatus, GpuStatus, HostStatus, ProcessStatus, ServiceStatus, Status
 from .verdict import is_ready, verdict

@@ -8,7 +8,8 @@ import structlog
 
 from supervisor.core.actions import Action
 from supervisor.core.facts import Fact
-from supervisor.core.fleet import Fleet, step_fleet
+from supervisor.core.fleet import step_fleet
+from supervisor.core.known import Fleet
 
 log = structlog.get_logger()
 

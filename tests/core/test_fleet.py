@@ -6,7 +6,8 @@ import pytest
 
 from supervisor.core.actions import Spawn, Stop, Unwatch, Watch
 from supervisor.core.facts import HostFound, Logout, LogoutTold, Phase, Told
-from supervisor.core.fleet import SURPLUS_TERM_S, Fleet
+from supervisor.core.fleet import SURPLUS_TERM_S
+from supervisor.core.known import Fleet
 from supervisor.core.process import State
 from supervisor.core.snapshot import HostStatus
 from supervisor.core.status import status

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from supervisor.core.facts import GpuSeen, GpusSeen, HostFound, HostLost, Phase, Planned, RunGpu, RunState, Told
-from supervisor.core.fleet import Fleet, step_fleet
+from supervisor.core.fleet import step_fleet
+from supervisor.core.known import Fleet
 from supervisor.core.snapshot import Status
 from supervisor.core.status import status
 from supervisor.core.wanted import Wanted

@@ -6,8 +6,8 @@ import pytest
 
 from supervisor.core.actions import Spawn
 from supervisor.core.facts import Asked, Phase
-from supervisor.core.fleet import Fleet
 from supervisor.core.hand import Held, after, meant
+from supervisor.core.known import Fleet
 from supervisor.core.left import left_over, not_serving
 from supervisor.core.restart import RestartPolicy
 from supervisor.core.status import status

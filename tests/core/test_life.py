@@ -6,7 +6,8 @@ import pytest
 
 from supervisor.core.actions import Spawn, Stop, TellFence, Unwatch, WakeAt, Watch
 from supervisor.core.facts import Due, Phase, Probed, Told
-from supervisor.core.fleet import Fleet, run_id
+from supervisor.core.fleet import run_id
+from supervisor.core.known import Fleet
 from supervisor.core.process import State
 from supervisor.core.restart import RestartPolicy
 from tests.core.world import World, exited, run_state, spawns, stops, up, wanted

@@ -14,7 +14,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from supervisor.core.actions import Action, Spawn, Stop
 from supervisor.core.exit import Exit
 from supervisor.core.facts import Asked, Due, Fact, HostFound, HostLost, Phase, Planned, Probed, RunState, StopAsked, Told
-from supervisor.core.fleet import Fleet, step_fleet
+from supervisor.core.fleet import step_fleet
+from supervisor.core.known import Fleet
 from supervisor.core.process import AT_REST, State
 from supervisor.core.restart import RestartPolicy
 from supervisor.core.wanted import Wanted

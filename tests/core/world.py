@@ -9,7 +9,8 @@ from typing import Any
 from supervisor.core.actions import Action, Spawn, Stop
 from supervisor.core.exit import Exit
 from supervisor.core.facts import Asked, Due, Fact, HostFound, HostLost, Phase, Planned, Probed, RunState, StopAsked, Told
-from supervisor.core.fleet import Fleet, step_fleet
+from supervisor.core.fleet import step_fleet
+from supervisor.core.known import Fleet
 from supervisor.core.process import Process, State
 from supervisor.core.wanted import Wanted
 

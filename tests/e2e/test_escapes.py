@@ -55,7 +55,7 @@ case "$2" in
 dynamo.*)
   for last; do :; done
   mkdir -p {mark}/"$last"
-  exec {python} -I -S {worker} --mark {mark}/"$last" --shm "{shm}-$last" $(cat {flags}/"$last" 2>/dev/null) ;;
+  exec {python} -I -S {worker} --mark {mark}/"$last" --shm {shm}-"$last" $(cat {flags}/"$last" 2>/dev/null) ;;
 *) exec {python} "$@" ;;
 esac
 """
@@ -121,6 +121,16 @@ class Wild(Lab):
         stop = {"drain": 0, "term": GRACE_S}
         self.deployment["models"] = [self.service(name=name, served_as=name, args={}, stop=stop) for name in ESCAPES]
         self.write()
+
+    def __exit__(self, failed: object, error: object, trace: object) -> None:
+        try:
+            super().__exit__(failed, error, trace)
+        finally:
+            for left in self.left_in_shm():
+                os.unlink(f"/dev/shm/{left}")
+
+    def left_in_shm(self) -> list[str]:
+        return [name for name in os.listdir("/dev/shm") if self.shm in name]
 
     def all_up(self) -> None:
         """Every escape has said so in its log."""
@@ -215,7 +225,7 @@ def live(labs: ExitStack, place: Path, transport: str, who: str, story: Story) -
 
     def look() -> None:
         story.came_back = watcher.seen[count:]
-        story.left = [name for name in os.listdir("/dev/shm") if lab.shm in name]
+        story.left = lab.left_in_shm()
         story.states = set(states(lab.wait(lambda _: True)).values())
         lab.down()
         # It would have seen one.

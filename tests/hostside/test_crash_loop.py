@@ -9,7 +9,7 @@ from pathlib import Path
 from supervisor.cli.render import Look, show_status, show_why
 from supervisor.core.actions import Action, Spawn, WakeAt
 from supervisor.core.facts import Due, Told
-from supervisor.core.fleet import Fleet
+from supervisor.core.known import Fleet
 from supervisor.core.process import State
 from supervisor.core.restart import RestartPolicy
 from supervisor.core.status import status

@@ -11,7 +11,7 @@ import anyio
 
 from supervisor.core.actions import Action
 from supervisor.core.facts import Fact, HostLost, Planned
-from supervisor.core.fleet import Fleet
+from supervisor.core.known import Fleet
 from supervisor.core.process import Process
 from supervisor.plan.build import Plan
 from supervisor.runtime.hostlink import HostLink
