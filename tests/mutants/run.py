@@ -111,7 +111,8 @@ def run_tests(tree: Path, tests: tuple[str, ...], limit_s: float) -> tuple[int, 
     pytest = [str(interpreter(tree)), "-m", "pytest", "-q", "--tb=short", "-rfE", "-p", "no:cacheprovider",
               f"--basetemp={temporary}/p", *tests]  # fmt: skip
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "PYTHON"))}
-    environment |= {"TMPDIR": str(temporary), "PYTHONDONTWRITEBYTECODE": "1", "NO_COLOR": "1"}
+    # Half the patience: most mutants make a test wait in vain. That it is enough is seen first, without any sabotage.
+    environment |= {"TMPDIR": str(temporary), "PYTHONDONTWRITEBYTECODE": "1", "NO_COLOR": "1", "NORAY_TEST_PATIENCE": "0.5"}
     done = subprocess.run(
         [sys.executable, __file__, "--box", str(limit_s), *pytest],
         cwd=tree,
