@@ -17,7 +17,6 @@ from importlib import metadata
 
 import anyio
 import anyio.lowlevel
-import structlog
 from anyio.abc import ObjectReceiveStream, TaskStatus
 
 from supervisor.control import wire
@@ -32,6 +31,7 @@ from supervisor.core.snapshot import ControllerStatus, Status
 from supervisor.core.status import status
 from supervisor.effects.statedir import Files, StateDir
 from supervisor.errors import HostUnreachable, UsageError
+from supervisor.log import log
 from supervisor.orders import Orders
 from supervisor.plan.build import Plan
 from supervisor.plan.diff import diff
@@ -42,8 +42,6 @@ from supervisor.runtime.hostlink import HostLink
 from supervisor.runtime.loop import supervise
 from supervisor.runtime.perform import Performer
 from supervisor.spec import Host, load_env_file
-
-log = structlog.get_logger()
 
 OBSERVE_S = 3.0  # how long an onlooker waits for everything to show what it is
 ANSWERED_S = 0.2  # for the last lines to clients, which are still on their way

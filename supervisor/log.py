@@ -7,10 +7,9 @@ import sys
 
 import structlog
 
-
-def quiet() -> None:
-    """For verbs: a passing controller's transitions are shown by the verb itself, or not at all."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+# Silent until configured: a passing controller's transitions are shown by the verb itself, or not at all.
+structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+log = structlog.get_logger()
 
 
 def configure(verbose: bool = False) -> None:

@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Protocol
 
 import anyio
-import structlog
 
 from supervisor.core.facts import Asked, Fact, StopAsked
 from supervisor.core.hand import Holds, after, meant
@@ -20,9 +19,8 @@ from supervisor.core.process import Process, State
 from supervisor.core.snapshot import Status
 from supervisor.effects.statedir import StateDir
 from supervisor.errors import NorayError, UsageError
+from supervisor.log import log
 from supervisor.plan.build import Plan
-
-log = structlog.get_logger()
 
 UNREACHED_S = 30.0  # how long a stop waits for hosts that do not answer
 

@@ -6,12 +6,10 @@ import sys
 
 from supervisor.cli.args import parser
 from supervisor.errors import FileError, NorayError, UsageError
-from supervisor.log import quiet
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    quiet()
     try:
         code = args.run(args)
         assert isinstance(code, int)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 from pathlib import Path
-
-from supervisor.cli import demo, doctor, down, logs, plan, schema, serve, start, status, stop, up, why
 
 DEFAULT_FILE = Path("deployment.yaml")
 
@@ -18,34 +17,34 @@ def parser() -> argparse.ArgumentParser:
     )
     verbs = top.add_subparsers(title="verbs", metavar="VERB", required=True)
 
-    verb = _add(verbs, "demo", demo.run, "show it on this machine: no configuration, GPU or network needed")
+    verb = _add(verbs, "demo", "show it on this machine: no configuration, GPU or network needed")
     verb.add_argument("--keep", action="store_true", help="leave the demo's directory for a look")
 
-    verb = _add(verbs, "up", up.run, "start what the file says, or change what runs into it; follow until Ctrl-C")
+    verb = _add(verbs, "up", "start what the file says, or change what runs into it; follow until Ctrl-C")
     _files(verb)
     verb.add_argument("--detach", action="store_true", help="return when everything is ready")
     verb.add_argument("--yes", "-y", action="store_true", help="do not ask before changing what runs")
     _take_over(verb)
 
-    verb = _add(verbs, "plan", plan.run, "show what `up` would run, and how that differs from what runs")
+    verb = _add(verbs, "plan", "show what `up` would run, and how that differs from what runs")
     _files(verb)
     verb.add_argument(
         "-v", "--verbose", action="store_true", help="with arguments and environment, secrets masked (asks the hosts)"
     )
     _json(verb)
 
-    verb = _add(verbs, "status", status.run, "the verdict, and what is not ready")
+    verb = _add(verbs, "status", "the verdict, and what is not ready")
     _deployment(verb)
     verb.add_argument("-a", "--all", action="store_true", help="every process and host")
     verb.add_argument("--check", action="store_true", help="exit 0 if ready, 1 if degraded, 4 if unknown")
     _json(verb)
 
-    verb = _add(verbs, "why", why.run, "what is wrong, the earliest cause first, and what to type next")
+    verb = _add(verbs, "why", "what is wrong, the earliest cause first, and what to type next")
     verb.add_argument("name", nargs="?", help="a process, service, model or host")
     _deployment(verb)
     _json(verb)
 
-    verb = _add(verbs, "logs", logs.run, "what processes wrote")
+    verb = _add(verbs, "logs", "what processes wrote")
     verb.add_argument("names", nargs="+", metavar="NAME", help="processes or services")
     _deployment(verb)
     verb.add_argument("-f", "--follow", action="store_true", help="go on, over restarts, until Ctrl-C (which touches nothing)")
@@ -59,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
     which.add_argument("--run", dest="which_run", metavar="RUN", help="of this run")
     _json(verb)
 
-    verb = _add(verbs, "doctor", doctor.run, "who holds the GPUs of every host; can end what is ours and has nobody")
+    verb = _add(verbs, "doctor", "who holds the GPUs of every host; can end what is ours and has nobody")
     verb.add_argument(
         "what", choices=["gpu"], help="gpu: every holder of every GPU: ours and of which run, furniture, stranger"
     )
@@ -72,41 +71,40 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--yes", "-y", action="store_true", help="do not ask")
     _json(verb)
 
-    verb = _add(verbs, "down", down.run, "drain and stop everything, in order; works without a controller")
+    verb = _add(verbs, "down", "drain and stop everything, in order; works without a controller")
     _deployment(verb)
     verb.add_argument("--purge", action="store_true", help="remove logs and data too")
     verb.add_argument("--yes", "-y", action="store_true", help="do not ask")
     _json(verb)
 
-    verb = _add(verbs, "stop", stop.run, "drain and stop these, until `noray start`; works without a controller")
+    verb = _add(verbs, "stop", "drain and stop these, until `noray start`; works without a controller")
     _names(verb)
     verb.add_argument("--yes", "-y", action="store_true", help="do not ask")
     _json(verb)
 
-    verb = _add(verbs, "start", start.run, "start what was stopped by hand or has failed, with a new restart budget")
+    verb = _add(verbs, "start", "start what was stopped by hand or has failed, with a new restart budget")
     verb.set_defaults(anew=False)
     _names(verb)
     _json(verb)
 
-    verb = _add(verbs, "restart", start.run, "drain and stop these, then start them again")
+    verb = _add(verbs, "restart", "drain and stop these, then start them again")
     verb.set_defaults(anew=True)
     _names(verb)
     verb.add_argument("--yes", "-y", action="store_true", help="do not ask")
     _json(verb)
 
-    verb = _add(verbs, "schema", schema.run, "the JSON schema of deployment.yaml and hosts.yaml, for editors")
+    verb = _add(verbs, "schema", "the JSON schema of deployment.yaml and hosts.yaml, for editors")
 
-    verb = _add(verbs, "serve", serve.run, "be the controller, in the foreground (what `up` starts in the background)")
+    verb = _add(verbs, "serve", "be the controller, in the foreground (what `up` starts in the background)")
     _files(verb)
     _take_over(verb)
     return top
 
 
-def _add(
-    verbs: argparse._SubParsersAction[argparse.ArgumentParser], name: str, run: object, text: str
-) -> argparse.ArgumentParser:
+def _add(verbs: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str) -> argparse.ArgumentParser:
+    """A verb is the file of its name, read when it is asked for: half of what the others need takes half a second."""
     verb = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-    verb.set_defaults(run=run)
+    verb.set_defaults(run=lambda args: importlib.import_module(f"supervisor.cli.{name}").run(args))
     return verb
 
 

@@ -13,7 +13,6 @@ from typing import cast
 
 import anyio
 
-from supervisor.app import Controller, Use
 from supervisor.cli.render.text import Look
 from supervisor.control.client import NoController, connect
 from supervisor.core.snapshot import Status
@@ -77,6 +76,8 @@ async def see(state: StateDir) -> Status:
                 return as_status(item)
     except NoController:
         pass
+    from supervisor.app import Controller, Use  # asyncssh and all: a third of a second that a controller saves
+
     controller = Controller(state.load(), state, Use.OBSERVE)
     async with anyio.create_task_group() as tasks:
         await tasks.start(controller.run)

@@ -8,16 +8,19 @@ import sys
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anyio
 
-from supervisor.app import Controller, Use
 from supervisor.cli.common import as_status, confirm, see, size, user, write, write_json
 from supervisor.cli.render.progress import CTRL_C_AGAIN, Progress
 from supervisor.control.client import Client, ControllerLost, NoController, connect
 from supervisor.core.left import left_over
 from supervisor.core.snapshot import Status
 from supervisor.effects.statedir import StateDir, choose
+
+if TYPE_CHECKING:
+    from supervisor.app import Controller
 
 END_S = 5.0  # how long a controller with nothing left to do may take to end
 LIVE = ("starting", "ready", "draining", "stopping", "stuck", "unknown")
@@ -145,6 +148,8 @@ class Ending:
             write(self.progress.update(seen, time.time(), width=width, height=height))
 
     async def _by_ourselves(self) -> None:
+        from supervisor.app import Controller, Use  # see common.py
+
         self._own = Controller(self.state.load(), self.state, Use.END, only=self.names)
         if self.names:
             self.state.hold(self.names, user())

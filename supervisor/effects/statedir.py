@@ -17,12 +17,14 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from supervisor.core.hand import Held, Holds
 from supervisor.errors import NorayError, UsageError
-from supervisor.plan.build import Plan, build
-from supervisor.spec import Inventory, parse_deployment, parse_inventory
-from supervisor.spec.inventory import load_inventory
+
+if TYPE_CHECKING:
+    from supervisor.plan.build import Plan
+    from supervisor.spec import Inventory
 
 # Its controller's lock and socket mean nothing there. Hosts refuse the same for theirs: transport/stage_one.py.
 REMOTE = re.compile(r"nfs|cifs|smb|lustre|gpfs|fuse|ceph|afs|9p|virtiofs|beegfs|gluster")
@@ -39,12 +41,17 @@ class Files:
 
     def read_inventory(self) -> Inventory:
         """All hosts, used or not. Raises FileError."""
+        from supervisor.spec.inventory import load_inventory, parse_inventory  # pydantic: who never plans need not wait
+
         if self.inventory is None or self.inventory_path is None:
             return load_inventory(None)
         return parse_inventory(self.inventory, self.inventory_path)
 
     def plan(self) -> Plan:
         """Raises FileError with everything that is wrong."""
+        from supervisor.plan.build import build
+        from supervisor.spec import parse_deployment
+
         inventory = self.read_inventory()
         return build(parse_deployment(self.deployment, inventory, self.deployment_path), inventory)
 

@@ -141,8 +141,11 @@ class HostLink:
                 tasks.start_soon(self._write, channel, receive)
                 tasks.start_soon(self._ping)
                 tasks.start_soon(self._read, channel)
-        except* (HostUnreachable, HostRefused) as group:
-            raise _first(group) from None
+        except BaseExceptionGroup as group:  # not except*: what is raised there, 3.11.2 wraps in a group once more
+            lost, others = group.split((HostUnreachable, HostRefused))
+            if lost is None or others is not None:
+                raise
+            raise _first(lost) from None
         finally:
             send.close()
             receive.close()

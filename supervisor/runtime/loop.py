@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable, Callable
 
-import structlog
-
 from supervisor.core.actions import Action
 from supervisor.core.facts import Fact
 from supervisor.core.fleet import step_fleet
 from supervisor.core.known import Fleet
-
-log = structlog.get_logger()
+from supervisor.log import log
 
 
 async def supervise(

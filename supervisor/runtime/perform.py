@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 
 import anyio
-import structlog
 from anyio.abc import TaskGroup
 
 from supervisor.core.actions import Action, Spawn, Stop, TellFence, Unwatch, WakeAt, Watch
@@ -15,8 +14,6 @@ from supervisor.plan.launch import launch
 from supervisor.runtime.hostlink import HostLink
 from supervisor.runtime.views import FrontendView
 from supervisor.runtime.watch import Subject, watch
-
-log = structlog.get_logger()
 
 Ports = Mapping[str, int]
 
