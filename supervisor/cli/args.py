@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 from pathlib import Path
 
 DEFAULT_FILE = Path("deployment.yaml")
@@ -87,7 +86,7 @@ def parser() -> argparse.ArgumentParser:
     _names(verb)
     _json(verb)
 
-    verb = _add(verbs, "restart", "drain and stop these, then start them again")
+    verb = _add(verbs, "restart", "drain and stop these, then start them again", file="start")
     verb.set_defaults(anew=True)
     _names(verb)
     verb.add_argument("--yes", "-y", action="store_true", help="do not ask")
@@ -101,10 +100,12 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _add(verbs: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str) -> argparse.ArgumentParser:
-    """A verb is the file of its name, read when it is asked for: half of what the others need takes half a second."""
+def _add(
+    verbs: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str, file: str = ""
+) -> argparse.ArgumentParser:
+    """`file`: of this folder, where the verb has not one of its own name."""
     verb = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-    verb.set_defaults(run=lambda args: importlib.import_module(f"supervisor.cli.{name}").run(args))
+    verb.set_defaults(verb_file=file or name)
     return verb
 
 
