@@ -51,7 +51,7 @@ def who(pid: int) -> Dict[str, Any]:
         with open("/proc/%d/comm" % pid) as file:
             name = file.read().strip()
         with open("/proc/%d/cmdline" % pid, "rb") as file:
-            words = file.read(4096).replace(b"\0", b" ").decode(errors="replace").strip()
+            words = " ".join(file.read(4096).replace(b"\0", b" ").decode(errors="replace").split())
         uid = os.stat("/proc/%d" % pid).st_uid
     except OSError:
         return {"seen": _unseen(pid)}

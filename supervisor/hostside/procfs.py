@@ -102,7 +102,7 @@ def describe(pid: int) -> str:
     """`pid 4711 (python -m http.server, user ada)`, as far as it may be known."""
     try:
         with open("/proc/%d/cmdline" % pid, "rb") as file:
-            words = file.read().replace(b"\0", b" ").decode(errors="replace").strip()
+            words = " ".join(file.read().replace(b"\0", b" ").decode(errors="replace").split())
         uid = os.stat("/proc/%d" % pid).st_uid
     except OSError:
         return "pid %d" % pid
