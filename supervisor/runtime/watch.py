@@ -13,7 +13,9 @@ from supervisor.probes import ask, judge, proof
 from supervisor.runtime.hostlink import HostLink
 from supervisor.runtime.views import FrontendView
 
-STARTING_S = 0.1  # between two looks at what is not ready
+STARTING_S = 0.1  # between two looks at what is not ready, at first
+PATIENCE = 0.05  # later this part of what it has taken so far: hundreds that load for minutes are not asked ten times a second
+STARTING_MAX_S = 1.0
 READY_S = 2.0
 PROGRESS_S = 1.0
 COMPLETION_S = 30.0
@@ -44,7 +46,7 @@ class Found:
 async def watch(subject: Subject, tell: Callable[[Fact], Awaitable[None]]) -> None:
     """Until cancelled. A lost line ends nothing here: the link itself says that its host is lost."""
     last = Found("started")
-    progress, looked_s = 0, -PROGRESS_S
+    progress, looked_s, began_s = 0, -PROGRESS_S, anyio.current_time()
     while True:
         try:
             last = await _look(subject, last)
@@ -54,7 +56,9 @@ async def watch(subject: Subject, tell: Callable[[Fact], Awaitable[None]]) -> No
             await tell(Probed(subject.process, subject.run, last.stage, last.ready, last.proven, last.instance, progress))
         except HostUnreachable:
             pass
-        await anyio.sleep(READY_S if last.ready and last.proven else STARTING_S)
+        began_s = anyio.current_time() if last.ready else began_s
+        waiting_s = PATIENCE * (anyio.current_time() - began_s)
+        await anyio.sleep(READY_S if last.ready and last.proven else min(max(waiting_s, STARTING_S), STARTING_MAX_S))
 
 
 async def _look(subject: Subject, last: Found) -> Found:
