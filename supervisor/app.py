@@ -104,9 +104,7 @@ class Controller:
             self.state.save(self._files)
         async with self._send, inbox, anyio.create_task_group() as tasks:
             self._tasks = tasks
-            self._performer = Performer(
-                tasks, self._links, self.tell, lambda name: _ports(self.fleet, name), self._me.name, self._secrets
-            )
+            self._performer = Performer(tasks, self._links, self.tell, lambda: self.fleet, self._me.name, self._secrets)
             if self.use is Use.SERVE:
                 await tasks.start(self._serve)
                 tasks.start_soon(self._heartbeat)
@@ -292,11 +290,6 @@ class Controller:
             self._files = files
             self.state.save(files)
             await self._adopt_plan(plan)
-
-
-def _ports(fleet: Fleet, name: str) -> Mapping[str, int]:
-    process = fleet.processes.get(name)
-    return process.seen.ports if process and process.seen else {}
 
 
 def _plain(seen: Status) -> Mapping[str, object]:

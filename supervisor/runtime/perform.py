@@ -9,6 +9,8 @@ from anyio.abc import TaskGroup
 
 from supervisor.core.actions import Action, Spawn, Stop, TellFence, Unwatch, WakeAt, Watch
 from supervisor.core.facts import Due, Fact
+from supervisor.core.known import Fleet
+from supervisor.core.process import State
 from supervisor.plan.build import Plan, reachable
 from supervisor.plan.launch import launch
 from supervisor.runtime.hostlink import HostLink
@@ -26,13 +28,13 @@ class Performer:
         tasks: TaskGroup,
         links: Mapping[str, HostLink],
         tell: Callable[[Fact], Awaitable[None]],
-        live_ports: Callable[[str], Ports],
+        fleet: Callable[[], Fleet],
         controller: str,
         secrets: Mapping[str, Mapping[str, str]],
     ) -> None:
-        """`live_ports(process)`: the ports of its run as last told; empty if it has none. `secrets`: by host."""
+        """`fleet`: as it is now. `secrets`: by host."""
         self.plan: Plan | None = None
-        self._tasks, self._links, self._tell, self._live_ports = tasks, links, tell, live_ports
+        self._tasks, self._links, self._tell, self._fleet = tasks, links, tell, fleet
         self._controller, self._secrets = controller, secrets
         self._timers: dict[str, anyio.CancelScope] = {}
         self._watches: dict[str, anyio.CancelScope] = {}
@@ -95,8 +97,20 @@ class Performer:
             ports=self._live_ports(process),
             served_as=planned.served_as,
             fronts=self._fronts,
+            served=self._served,
         )
         await watch(subject, self._tell)
+
+    def _live_ports(self, name: str) -> Ports:
+        """Of its run, as last told; empty if it has none."""
+        process = self._fleet().processes.get(name)
+        return process.seen.ports if process and process.seen else {}
+
+    def _served(self) -> frozenset[str]:
+        """What clients may ask for now: the models of which a worker is ready."""
+        planned = self.plan.processes if self.plan else {}
+        ready = (name for name, process in self._fleet().processes.items() if process.state is State.READY)
+        return frozenset(planned[name].served_as for name in ready if name in planned) - {""}
 
     def _fronts(self) -> list[FrontendView]:
         """The frontends that have a live run, each through its own host's link."""

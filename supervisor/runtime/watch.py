@@ -9,7 +9,7 @@ import anyio
 
 from supervisor.core.facts import Fact, Probed
 from supervisor.errors import HostUnreachable
-from supervisor.probes import ask, judge, proof
+from supervisor.probes import ask, judge, proof, view
 from supervisor.runtime.hostlink import HostLink
 from supervisor.runtime.views import FrontendView
 
@@ -23,7 +23,7 @@ COMPLETION_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """One run to be looked at. `fronts` is asked each time: frontends come and go."""
+    """One run to be looked at. `fronts` and `served` are asked each time: frontends and workers come and go."""
 
     process: str
     run: str
@@ -33,6 +33,7 @@ class Subject:
     ports: Mapping[str, int]
     served_as: str
     fronts: Callable[[], list[FrontendView]]
+    served: Callable[[], frozenset[str]]  # models of which a worker is ready
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +70,17 @@ async def _look(subject: Subject, last: Found) -> Found:
         verdict = judge.frontend_live(
             *await subject.link.http(subject.address, subject.ports["http"], ask.frontend_live(), 2.0)
         )
-        return Found("live" if verdict.ok else verdict.reason, verdict.ok, verdict.ok)
+        if not verdict.ok or last.ready:
+            return Found("live" if verdict.ok else verdict.reason, verdict.ok, verdict.ok)
+        return await _look_at_new_frontend(subject)
     return await _look_at_worker(subject, last)
+
+
+async def _look_at_new_frontend(subject: Subject) -> Found:
+    """It answers, but with 404 until it has found the models that others had listed before it was killed."""
+    listed = view.models(*await subject.link.http(subject.address, subject.ports["http"], ask.frontend_models()))
+    missing = subject.served() - listed.names
+    return Found(f"live, {min(missing)} not listed yet") if missing else Found("live", True, True)
 
 
 async def _look_at_worker(subject: Subject, last: Found) -> Found:

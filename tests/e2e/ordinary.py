@@ -1,4 +1,4 @@
-"""An ordinary user: in the room, where root can make one, with an account that sshd takes and programs they may run.
+"""An ordinary user: in the room, which root makes with one, an account that sshd takes and programs they may run.
 
 Outside, whoever runs the tests is one, unless that is root.
 """
@@ -16,7 +16,7 @@ from typing import Any
 from tests.e2e import room
 
 ROOT = Path(__file__).resolve().parents[2]
-UID = 54321
+NAME, UID = "ordinary", 54321
 PLACE = Path("/mnt")  # theirs to have folders in, from then on
 
 
@@ -39,18 +39,17 @@ def possible() -> bool:
 
 
 def make() -> User:
-    """In mounts of the room, which end with it: nothing of the machine is changed."""
-    if os.geteuid() != 0:
-        return User("")
-    user = User("ordinary", {"user": UID, "group": UID, "extra_groups": []})
-    if not os.path.ismount(PLACE):
-        _mount("-t", "tmpfs", "-o", "mode=755", "tmpfs", str(PLACE))
-        for needed in (ROOT, Path(sys.prefix), Path(os.path.realpath(sys.executable))):
-            _open_way(needed)
-        accounts = PLACE / "passwd"
-        accounts.write_text(f"{Path('/etc/passwd').read_text().rstrip()}\n{user.name}:*:{UID}:{UID}::{PLACE}:/bin/sh\n")
-        _mount("--bind", str(accounts), "/etc/passwd")
-    return user
+    return User("") if os.geteuid() != 0 else User(NAME, {"user": UID, "group": UID, "extra_groups": []})
+
+
+def prepare() -> None:
+    """For the room, before there is anything else in it: in its mounts, so nothing of the machine is changed."""
+    _mount("-t", "tmpfs", "-o", "mode=755", "tmpfs", str(PLACE))
+    for needed in (ROOT, Path(sys.prefix), Path(os.path.realpath(sys.executable))):
+        _open_way(needed)
+    accounts = PLACE / "passwd"
+    accounts.write_text(f"{Path('/etc/passwd').read_text().rstrip()}\n{NAME}:*:{UID}:{UID}::{PLACE}:/bin/sh\n")
+    _mount("--bind", str(accounts), "/etc/passwd")
 
 
 def _open_way(path: Path) -> None:

@@ -4,7 +4,8 @@ Nothing the tests start can outlive `kill -9` of pytest, and no packet leaves: i
 10.77.0.1/16, that leads nowhere (Dynamo's frontend wants an address besides loopback, and refuses to start without).
 Needs root. Without, the tests run on the machine as it is.
 
-This file is also the first process inside: it makes the network, starts pytest, and reaps orphans, as PID 1 must.
+This file is also the first process inside: it makes the network and an ordinary user, starts pytest, and reaps orphans, as
+PID 1 must.
 """
 
 from __future__ import annotations
@@ -51,6 +52,10 @@ def enter(config: pytest.Config) -> None:
 
 def live(argv: Sequence[str]) -> int:
     subprocess.run(["ip", "-batch", "-"], input=NETWORK, text=True, check=True)
+    sys.path.insert(0, str(E2E.parents[1]))
+    from tests.e2e import ordinary  # imports us, by our other name
+
+    ordinary.prepare()
     pytest_ = subprocess.Popen(argv)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is pytest's to answer
     signal.signal(signal.SIGTERM, lambda *_: pytest_.terminate())

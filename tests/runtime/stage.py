@@ -124,7 +124,7 @@ class Stage:
     async def running(self, **hello: Any) -> AsyncIterator[Stage]:
         said = {"deployment": "lab", "controller": "c:1", "epoch": 5, "read_only": False, **hello}
         async with self._send, self._inbox, anyio.create_task_group() as tasks:
-            performer = Performer(tasks, self.links, self.tell, self._ports, "c:1", {})
+            performer = Performer(tasks, self.links, self.tell, lambda: self.fleet, "c:1", {})
             performer.plan = self.plan
 
             def perform(action: Action) -> None:
@@ -140,7 +140,3 @@ class Stage:
             await self.tell(Planned(self.plan.wanted))
             yield self
             tasks.cancel_scope.cancel()
-
-    def _ports(self, name: str) -> Mapping[str, int]:
-        seen = self[name].seen if name in self.fleet.processes else None
-        return seen.ports if seen else {}

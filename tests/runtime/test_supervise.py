@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import anyio
 import pytest
 
 from supervisor.core.actions import Spawn, Unwatch, WakeAt, Watch
-from supervisor.core.facts import Due, StopAsked
+from supervisor.core.facts import Due, Probed, StopAsked
 from supervisor.errors import HostRefused, HostUnreachable
 from supervisor.probes.ask import etcd_health
 from supervisor.runtime.hostlink import OPEN_S, PING_S, SILENT_S
@@ -58,6 +60,23 @@ async def test_an_exit_comes_with_its_last_words_and_is_followed_by_a_new_run() 
         await stage.until(lambda: stage["etcd-0"].restarts == 1)
         assert stage["etcd-0"].tail == "last words é\n"
         await stage.until(lambda: stage.state("etcd-0") == "ready" and stage["etcd-0"].run != first)
+
+
+async def test_a_frontend_that_comes_back_is_ready_when_it_lists_what_is_served() -> None:
+    """Until then it answers a chat with 404, and READY would be a lie."""
+    stage, host = one_host()
+    name = stage.plan.processes["qwen-0"].served_as
+    async with stage.running():
+        await stage.until(lambda: stage.state("frontend-0") == "ready")
+        stage.perform(Unwatch("qwen-0"))
+        await stage.tell(Probed("qwen-0", stage["qwen-0"].run, "serving", ready=True, proven=True))
+        first = stage["frontend-0"].run
+        host.end("frontend-0", 1)
+        await stage.until(lambda: stage["frontend-0"].run != first and stage["frontend-0"].stage.startswith("live, "))
+        assert name in stage["frontend-0"].stage
+        assert stage.state("frontend-0") == "starting"
+        host.http["/v1/models"] = (200, json.dumps({"object": "list", "data": [{"id": name}]}))
+        await stage.until(lambda: stage.state("frontend-0") == "ready")
 
 
 async def test_a_stalled_start_is_stopped() -> None:
