@@ -216,6 +216,7 @@ class Link:
     _out: int
     said: list[Message] = field(default_factory=list)
     runs: dict[str, Message] = field(default_factory=dict)  # the last state told of each
+    silent: bool = False  # no pings while we wait
     _buffer: bytes = b""
     _open: bool = True
     _ids: Iterator[int] = field(default_factory=lambda: itertools.count(1))
@@ -291,7 +292,7 @@ class Link:
                 if within_s <= PING_S:
                     return None
                 within_s -= PING_S
-                if self._in >= 0:
+                if self._in >= 0 and not self.silent:
                     self.send(op="ping", n=0)  # a link that hears nothing ends itself
                 continue
             part = os.read(self._out, 1 << 16)
