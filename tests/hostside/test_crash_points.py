@@ -11,7 +11,7 @@ import re
 
 import pytest
 
-from tests.hostside.driver import PACKAGE, Host, marked, sabotaged, wait_for
+from tests.hostside.driver import NO_CGROUP, PACKAGE, Host, marked, sabotaged, wait_for
 
 STEPS = ("made", "claimed", "listening", "forked", "recorded", "released", "running")
 HOOK = 'def reached(step: str) -> None:\n    """A crash point."""\n'
@@ -104,7 +104,8 @@ def test_what_fails_after_the_release_leaves_nobody(host: Host) -> None:
 def test_a_child_that_lost_its_keeper_never_runs(host: Host) -> None:
     """The mutant of `recorded`: released before the record is on disk, nobody would know of it."""
     step = "        os.kill(os.getpid(), 9)\n"
-    package = sabotaged(host.root, spawn=(HOOK, f"{HOOK}    if step == 'forked':\n{step}"))
+    # Without a cgroup, which would end the child anyway.
+    package = sabotaged(host.root, spawn=(HOOK, f"{HOOK}    if step == 'forked':\n{step}"), cgroup=NO_CGROUP)
     flag = host.root / "it-ran"
     link = host.link(package)
     link.start(argv=["touch", str(flag)])

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.survivors import survivors
-from tests.hostside.driver import Host, Link, sabotaged, stat, wait_for
+from tests.hostside.driver import NO_CGROUP, Host, Link, sabotaged, stat, wait_for
 
 WORKER = Path(__file__).parents[1] / "fakes" / "worker.py"
 AGAIN_S = 0.4  # what escaped a sweep shows within one period of the slowest child; the end-to-end test waits five
@@ -32,7 +32,6 @@ ESCAPES = {
     "stopped": ["--stopped-child"],
     "slow": ["--slow-exit", "0.3", "--child"],
 }
-NO_CGROUP = ("def _mount() -> Optional[str]:\n", "def _mount() -> Optional[str]:\n    return None\n")
 
 
 @pytest.fixture(params=["cgroup", "no cgroup"])
