@@ -32,7 +32,8 @@ PING_S = 2.0
 PY = [sys.executable, "-I", "-S", "-c"]  # a leader written in Python
 TERM_DEAF = "import signal,time; signal.signal(15, signal.SIG_IGN); print('deaf', flush=True); time.sleep(1000)"
 
-NO_CGROUP = (
+# For `sabotaged(cgroup=NO_CGROUP)`: as where none can be had.
+NO_CGROUP = ("def _mount() -> Optional[str]:\n", "def _mount() -> Optional[str]:\n    return None\n")
     "def _mount() -> Optional[str]:\n",
     "def _mount() -> Optional[str]:\n    return None\n",
 )  # for `sabotaged(cgroup=…)`
