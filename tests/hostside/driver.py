@@ -34,9 +34,6 @@ TERM_DEAF = "import signal,time; signal.signal(15, signal.SIG_IGN); print('deaf'
 
 # For `sabotaged(cgroup=NO_CGROUP)`: as where none can be had.
 NO_CGROUP = ("def _mount() -> Optional[str]:\n", "def _mount() -> Optional[str]:\n    return None\n")
-    "def _mount() -> Optional[str]:\n",
-    "def _mount() -> Optional[str]:\n    return None\n",
-)  # for `sabotaged(cgroup=…)`
 
 Message = dict[str, Any]
 
