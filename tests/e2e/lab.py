@@ -34,6 +34,7 @@ from tests.fakes.sshd import Sshd
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "tiny-model"
 FAST = {"speedup_ratio": 10.0}
+PORTS = "30000-31999"  # not the default: other tests beside us have strangers listen there
 SECRET = "s3cret-5f2e-never-shown"
 PATIENCE_S = 60.0 * float(os.environ.get("NORAY_TEST_PATIENCE", "1"))  # nothing takes a quarter of it on an idle machine
 
@@ -82,7 +83,8 @@ class Lab:
         secrets.touch(0o600)
         secrets.write_text(f"TEST_TOKEN={SECRET}\n")
         env = {"HOME": str(home), "NORAY_TEST": self.mark}
-        return {"python": sys.executable, "host_dir": str(self.host_dir), "env_file": str(secrets), "env": env}
+        keys = {"python": sys.executable, "host_dir": str(self.host_dir), "env_file": str(secrets), "env": env}
+        return {**keys, "ports": PORTS}
 
     def service(self, **keys: Any) -> dict[str, Any]:
         base = {"name": "mock", "served_as": MODEL, "model": str(self.model), "engine": "mocker", "replicas": 1, "args": FAST}
