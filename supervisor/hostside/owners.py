@@ -1,7 +1,7 @@
 """Which living process is of which run, as far as that can be proved. For `doctor`, which comes without having watched.
 
-A run's records name processes by (pid, start time): its leader in run.json, and in tree.jsonl, where there is one,
-everybody its keeper ever saw. From there on only what cannot be chance counts:
+A run's records name processes by (pid, start time): its leader in run.json, and in tree.jsonl whom its keeper saw when it last
+looked. From there on only what cannot be chance counts:
 
     recorded       exactly this process is in the records
     descends       its parent is of the run
@@ -20,7 +20,7 @@ import os
 import socket
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
-from . import procfs, rundir
+from . import procfs, roster, rundir
 from .rundir import Run
 
 LIVES, HEIR, SILENT, ABANDONED, FINISHED = "keeper", "heir", "silent", "abandoned", "finished"
@@ -84,18 +84,8 @@ def _spread(everybody: Dict[int, procfs.Process], found: Dict[int, Member]) -> N
 
 
 def _recorded(run: Run, record: Dict[str, Any]) -> Iterator[Tuple[int, int]]:
-    yield int(record["pid"]), int(record["start"])
-    try:
-        with open(run.file("tree.jsonl"), "rb") as file:
-            lines = file.read().split(b"\n")
-    except OSError:
-        return
-    for line in lines:
-        try:
-            said = json.loads(line)
-            yield int(said["pid"]), int(said["start"])
-        except (ValueError, KeyError, TypeError):
-            continue  # its last line, cut by a full disk or by power
+    yield record["pid"], record["start"]
+    yield from roster.seen(run).items()
 
 
 def _by_output(process: procfs.Process, outputs: Dict[str, Tuple[Run, int]]) -> Optional[Run]:

@@ -61,7 +61,7 @@ class Roster:
 def follower(run: Run, record: Dict[str, Any]) -> Tree:
     """The tree of a run whose keeper is dead, from its records. They must be of this boot and pid namespace."""
     tree = Tree(record["pid"], record["start"], record["sid"], parent=False)
-    tree.follow({line["pid"]: line["start"] for line in lines(run) if "pid" in line}, cgroup.recorded(record))
+    tree.follow(seen(run), cgroup.recorded(record))
     return tree
 
 
@@ -72,6 +72,11 @@ def lines(run: Run) -> List[Dict[str, Any]]:
             return [json.loads(line) for line in file]
     except (OSError, ValueError):
         return []
+
+
+def seen(run: Run) -> Dict[int, int]:
+    """pid -> start time of whom the last look found. Of use in the same boot and pid namespace only."""
+    return {line["pid"]: line["start"] for line in lines(run) if "pid" in line}
 
 
 def segments(run: Run) -> Dict[str, int]:
