@@ -29,6 +29,10 @@ class HostRefused(NorayError):
     """The host answered no (key, permission, missing interpreter, foreign claim). Not retried until asked."""
 
 
+class NoInterpreter(HostRefused):
+    """The host is there, and the interpreter that was named is not, or is none: another path may do."""
+
+
 class Superseded(HostRefused):
     """Another controller, alive, runs this deployment on that host. `holder` is what it says of itself."""
 

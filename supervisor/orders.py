@@ -85,7 +85,13 @@ class Orders:
         if self._to.fleet.stopping:
             raise UsageError(f"{self._to.plan.deployment} is being brought down", "wait for that, then: noray up")
         old = frozenset(p.run for p in self._to.fleet.covered(names) if p.run and anew)
-        await self._to.tell(Asked(names, True, by, int(time.time() * 1000), old))
+        asked = Asked(names, True, by, int(time.time() * 1000), old)
+        # A stop that found no controller may have been written down beside us: lifted for us only, it would come back.
+        kept = self._to.state.load_held()
+        if (held := after(kept, asked, self._to.plan.wanted)) != kept:
+            self._to.state.save_held(held)
+            self._held = held
+        await self._to.tell(asked)
         await self._to.taken_in()
         async for seen in self._to.changes():
             yield seen

@@ -1,4 +1,7 @@
-"""The command line: one file per verb, `main` picks one. Exit codes: 0 done, 1 failed, 2 bad usage or bad file."""
+"""The command line: one file per verb, `main` picks one.
+
+Exit codes: 0 done, 1 failed, 2 bad usage or bad file; of `serve` also 3: another controller has taken over.
+"""
 
 from __future__ import annotations
 

@@ -19,6 +19,14 @@ def parser() -> argparse.ArgumentParser:
     verb = _add(verbs, "demo", "show it on this machine: no configuration, GPU or network needed")
     verb.add_argument("--keep", action="store_true", help="leave the demo's directory for a look")
 
+    verb = _add(verbs, "init", "write a first hosts.yaml and deployment.yaml, from ssh_config and what its hosts answer")
+    verb.add_argument("directory", nargs="?", type=Path, default=Path(), metavar="DIR", help="default: this one")
+    which = verb.add_mutually_exclusive_group()
+    which.add_argument("--host", nargs="+", metavar="NAME", help="these hosts; default: every alias of ssh_config")
+    which.add_argument("--local", action="store_true", help="this machine only")
+    verb.add_argument("--python", metavar="PATH", help="of the Dynamo environment on the hosts")
+    verb.add_argument("--force", action="store_true", help="overwrite the files if they are there")
+
     verb = _add(verbs, "up", "start what the file says, or change what runs into it; follow until Ctrl-C")
     _files(verb)
     verb.add_argument("--detach", action="store_true", help="return when everything is ready")
@@ -57,6 +65,15 @@ def parser() -> argparse.ArgumentParser:
     which.add_argument("--run", dest="which_run", metavar="RUN", help="of this run")
     _json(verb)
 
+    verb = _add(verbs, "hosts", "every host of the inventory: reachable or why not, what it is, who has its GPUs")
+    verb.add_argument("hosts", nargs="*", metavar="HOST", help="these only")
+    _known_inventory(verb)
+    _deployment(verb)
+    verb.add_argument("-v", "--verbose", action="store_true", help="with the ssh settings in force, and where each comes from")
+    verb.add_argument("--trust", action="store_true", help="show new host keys once, and pin them in the site's known_hosts")
+    verb.add_argument("--yes", "-y", action="store_true", help="with --trust: do not ask")
+    _json(verb)
+
     verb = _add(verbs, "doctor", "who holds the GPUs of every host; can end what is ours and has nobody")
     verb.add_argument(
         "what", choices=["gpu"], help="gpu: every holder of every GPU: ours and of which run, furniture, stranger"
@@ -73,6 +90,14 @@ def parser() -> argparse.ArgumentParser:
     verb = _add(verbs, "down", "drain and stop everything, in order; works without a controller")
     _deployment(verb)
     verb.add_argument("--purge", action="store_true", help="remove logs and data too")
+    verb.add_argument("--yes", "-y", action="store_true", help="do not ask")
+    _json(verb)
+
+    verb = _add(verbs, "eject", "remove every trace of noray from hosts where nothing of it runs any more, of any user")
+    verb.add_argument("hosts", nargs="*", metavar="HOST", help="hosts of the inventory")
+    verb.add_argument("--all", action="store_true", help="every host of the inventory")
+    _known_inventory(verb)
+    _deployment(verb)
     verb.add_argument("--yes", "-y", action="store_true", help="do not ask")
     _json(verb)
 
@@ -97,7 +122,23 @@ def parser() -> argparse.ArgumentParser:
     verb = _add(verbs, "serve", "be the controller, in the foreground (what `up` starts in the background)")
     _files(verb)
     _take_over(verb)
+
+    _service(_add(verbs, "service", "let systemd run the controller, from boot on: write its unit, and say what to run next"))
     return top
+
+
+def _service(verb: argparse.ArgumentParser) -> None:
+    whats = verb.add_subparsers(title="what", metavar="WHAT", required=True, dest="what")
+    text = "write the unit of a controller for these files, and explain it"
+    what = whats.add_parser("install", help=text, description=text[0].upper() + text[1:] + ".")
+    _files(what)
+    what.add_argument("--yes", "-y", action="store_true", help="do not ask before another unit is overwritten")
+    text = "stop the controller and remove its unit; what it started runs on"
+    gone = whats.add_parser("remove", help=text, description=text[0].upper() + text[1:] + ".")
+    _deployment(gone)
+    gone.add_argument("--yes", "-y", action="store_true", help="do not ask")
+    for each in (what, gone):
+        each.add_argument("--user", action="store_true", help="of your own user manager; without it, of the machine, as root")
 
 
 def _add(
@@ -112,6 +153,11 @@ def _add(
 def _files(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("file", nargs="?", type=Path, default=DEFAULT_FILE, metavar="FILE", help="default: ./deployment.yaml")
     verb.add_argument("-i", "--inventory", type=Path, help="hosts.yaml; without one, this machine is the only host")
+
+
+def _known_inventory(verb: argparse.ArgumentParser) -> None:
+    text = "hosts.yaml; without one, that of the known deployment, else this machine"
+    verb.add_argument("-i", "--inventory", type=Path, help=text)
 
 
 def _deployment(verb: argparse.ArgumentParser) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import pwd
@@ -9,23 +10,48 @@ import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import anyio
 
 from supervisor.cli.render.text import Look
 from supervisor.control.client import NoController, connect
 from supervisor.core.snapshot import Status
-from supervisor.effects.statedir import Files, StateDir
-from supervisor.errors import FileError
+from supervisor.effects.statedir import Files, StateDir, choose, known
+from supervisor.errors import FileError, UsageError
+
+if TYPE_CHECKING:
+    from supervisor.spec import Host
 
 
 def read_files(file: Path, inventory: Path | None) -> Files:
     """Both files as text. `inventory`: -i, else NORAY_INVENTORY, else none. Raises FileError."""
-    given = inventory or (Path(os.environ["NORAY_INVENTORY"]) if os.environ.get("NORAY_INVENTORY") else None)
-    if given is not None and given.is_dir():
-        given = given / "hosts.yaml"
+    given = inventory_path(inventory)
     return Files(_text(file), file.absolute(), _text(given) if given else None, given.absolute() if given else None)
+
+
+def inventory_path(inventory: Path | None) -> Path | None:
+    """`inventory`: -i, else NORAY_INVENTORY, else none. Of a directory its hosts.yaml."""
+    given = inventory or (Path(os.environ["NORAY_INVENTORY"]) if os.environ.get("NORAY_INVENTORY") else None)
+    return given / "hosts.yaml" if given is not None and given.is_dir() else given
+
+
+def meant_hosts(args: argparse.Namespace) -> Mapping[str, Host]:
+    """Of the inventory those that `hosts` names; all, if none. The inventory is that of -i, of NORAY_INVENTORY, or of the
+    deployment known here; with none of these it is this machine.
+
+    Raises UsageError for a name that is not in it, FileError, NorayError.
+    """
+    from supervisor.spec import load_inventory  # pydantic: the verbs of every day need not wait for it
+    from supervisor.spec.problem import did_you_mean, listed
+
+    path = inventory_path(args.inventory)
+    here = path is not None or (args.deployment is None and not known())
+    hosts = (load_inventory(path) if here else choose(args.deployment).load().read_inventory()).hosts
+    for name in args.hosts:
+        if name not in hosts:
+            raise UsageError(f"no host {name} in the inventory; it has {listed(hosts)}{did_you_mean(name, hosts)}")
+    return {name: host for name, host in hosts.items() if not args.hosts or name in args.hosts}
 
 
 def _text(path: Path) -> str:

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import anyio
 
 from supervisor.cli.common import confirm, look, write, write_json
 from supervisor.cli.render.doctor import Report, question, report, show_doctor, show_reaped, unseen
+from supervisor.cli.rounds import Rounds
 from supervisor.effects.statedir import choose
 from supervisor.errors import HostRefused, HostUnreachable
-from supervisor.runtime.dial import connect
 from supervisor.spec import Host
-from supervisor.transport import Channel, Transport
 
-OPEN_S = 15.0
 LOOK_S = 40.0  # NVML has 25 of them
 REAP_S = 40.0  # for each run
 
@@ -28,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
 
 async def _run(args: argparse.Namespace) -> int:
     state = choose(args.deployment)
-    rounds = Rounds(state.load().read_inventory().hosts)
+    rounds = Doctors(state.load().read_inventory().hosts)
     try:
         await rounds.on_all(rounds.look)
         before = rounds.reports
@@ -49,60 +47,28 @@ async def _run(args: argparse.Namespace) -> int:
     return int(any(each["error"] for each in before) or not all(each["ended"] for each in rounds.done))
 
 
-class Rounds:
-    """One conversation with the doctor of each host, all at once."""
-
+class Doctors(Rounds[Report]):
     def __init__(self, hosts: Mapping[str, Host]) -> None:
-        self._hosts = hosts
-        self._transports: dict[str, Transport] = {}
-        self._channels: dict[str, Channel] = {}
-        self._seen: dict[str, Report] = {}
+        super().__init__(hosts, "doctor")
         self._did: dict[str, list[dict[str, Any]]] = {}
 
     @property
     def done(self) -> list[dict[str, Any]]:
         """What was reaped, each with its host."""
-        return [{**each, "host": host} for host in self._hosts for each in self._did.get(host, ())]
-
-    @property
-    def reports(self) -> list[Report]:
-        """In the order of the inventory."""
-        return [self._seen[host] for host in self._hosts]
-
-    async def on_all(self, visit: Callable[[str], Coroutine[Any, Any, None]]) -> None:
-        async with anyio.create_task_group() as tasks:
-            for host in self._hosts:
-                tasks.start_soon(visit, host)
+        return [{**each, "host": host} for host in self.hosts for each in self._did.get(host, ())]
 
     async def look(self, host: str) -> None:
         try:
-            self._transports[host] = connect(self._hosts[host])
-            self._channels[host] = await self._transports[host].open("doctor", OPEN_S)
-            self._seen[host] = report(host, await self._ask(host, "look", LOOK_S))
+            self.seen[host] = report(host, await self.ask(host, "look", LOOK_S))
         except (HostRefused, HostUnreachable) as error:
-            self._seen[host] = unseen(host, str(error))
+            self.seen[host] = unseen(host, str(error))
 
     async def reap(self, host: str) -> None:
-        orphans = self._seen[host]["orphans"]
+        orphans = self.seen[host]["orphans"]
         if not orphans:
             return
         runs = len({(orphan["deployment"], orphan["run"]) for orphan in orphans})
         try:
-            self._did[host] = (await self._ask(host, "reap", REAP_S * runs))["did"]
+            self._did[host] = (await self.ask(host, "reap", REAP_S * runs))["did"]
         except HostUnreachable as error:
             self._did[host] = [{**orphan, "ended": False, "how": f"not known: {error}"} for orphan in orphans]
-
-    async def _ask(self, host: str, op: str, timeout_s: float) -> dict[str, Any]:
-        channel = self._channels[host]
-        try:
-            with anyio.fail_after(timeout_s):
-                await channel.send({"op": op})
-                async for said in channel:
-                    return said
-        except TimeoutError:
-            raise HostUnreachable(f"{host} did not answer within {timeout_s:g} s") from None
-        raise AssertionError("a channel ends by raising")
-
-    async def aclose(self) -> None:
-        for transport in self._transports.values():
-            await transport.aclose()

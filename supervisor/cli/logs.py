@@ -42,7 +42,7 @@ SKEW_MS = 1000  # clocks further apart than this are worth a word
 def run(args: argparse.Namespace) -> int:
     _check(args)
     state = choose(args.deployment)
-    plan = state.load().plan()
+    plan = state.plan()
     return anyio.run(show, args, plan, _meant(plan, args.names))
 
 

@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
 
 async def _run(args: argparse.Namespace) -> int:
     state = choose(args.deployment)
-    names = sorted(meant(args.names, state.load().plan().wanted))
+    names = sorted(meant(args.names, state.plan().wanted))
     ask = args.anew and not args.yes and sys.stdin.isatty()
     if ask and not confirm(blast_radius(await see(state), names, "restarts"), yes=False):
         return 1

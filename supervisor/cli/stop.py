@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
 
 async def _run(args: argparse.Namespace) -> int:
     state = choose(args.deployment)
-    names = sorted(meant(args.names, state.load().plan().wanted))
+    names = sorted(meant(args.names, state.plan().wanted))
     if not args.yes and sys.stdin.isatty() and not confirm(blast_radius(await see(state), names, "stops"), yes=False):
         return 1
     end = Ending(state, None if args.json else Progress(terminal=sys.stdout.isatty()), names=names)

@@ -20,11 +20,12 @@ from supervisor.cli.down import Ending, report
 from supervisor.cli.render.progress import CTRL_C, CTRL_C_AGAIN, Progress
 from supervisor.cli.render.why import show_why
 from supervisor.control.client import Client, ControllerLost, NoController, connect
-from supervisor.core.snapshot import Status
+from supervisor.core.snapshot import ProcessStatus, Status
 from supervisor.core.verdict import word
 from supervisor.core.words import listing
 from supervisor.effects.statedir import Files, StateDir, of
 from supervisor.errors import NorayError
+from supervisor.plan.build import WAITS
 
 START_S = 20.0
 
@@ -39,7 +40,7 @@ async def _run(args: argparse.Namespace, files: Files) -> int:
     state = of(files.plan().deployment)
     joined = await _is_running(state)
     if not joined:
-        await _start(state, files, args.take_over)
+        joined = await _start(state, files, args.take_over)
     elif not await _apply(state, files, args.yes):
         return 1
     session = Session(state, detach=args.detach, joined=joined)
@@ -58,9 +59,12 @@ async def _is_running(state: StateDir) -> bool:
         return False
 
 
-async def _start(state: StateDir, files: Files, take_over: bool) -> None:
-    """A controller in the background, in a session of its own, deaf to this terminal."""
-    state.create()
+async def _start(state: StateDir, files: Files, take_over: bool) -> bool:
+    """A controller in the background, in a session of its own, deaf to this terminal. What had failed is tried again.
+
+    True if it may find what an earlier one left running.
+    """
+    adopts = state.forget_failures()
     argv = [sys.executable, "-m", "supervisor", "serve", str(files.deployment_path)]
     if files.inventory_path:
         argv += ["-i", str(files.inventory_path)]
@@ -75,7 +79,7 @@ async def _start(state: StateDir, files: Files, take_over: bool) -> None:
     with anyio.move_on_after(START_S):
         while child.poll() is None:
             if await _is_running(state):
-                return
+                return adopts
             await anyio.sleep(0.02)
     said = state.log.read_bytes()[begun:].decode(errors="replace").strip().splitlines()
     raise NorayError("the controller did not start: " + (said[-1] if said else "it said nothing"), f"its log: {state.log}")
@@ -104,7 +108,7 @@ class Session:
     """One `up` on one terminal."""
 
     def __init__(self, state: StateDir, detach: bool, joined: bool) -> None:
-        """`joined`: a controller ran already, so what serves is not ours to end when something new fails."""
+        """`joined`: it ran already, with a controller or without: what serves is not ours to end when something fails."""
         self.state, self.detach, self.joined = state, detach, joined
         self.progress = Progress(terminal=sys.stdout.isatty())
         self.code = 0
@@ -130,6 +134,12 @@ class Session:
                         ready_once = True
                         self._say("requests go to " + ", ".join(seen["endpoints"]))
                     if self.detach and (seen["ready"] or all_held(seen)):
+                        return
+                    if self.detach and (homeless := only_places_lack(seen)):
+                        self.code = 1
+                        write(self.progress.finish())
+                        sys.stderr.write("".join(f"noray: no place for {p['name']}: {p['reason']}\n" for p in homeless))
+                        sys.stderr.write("noray: each starts as soon as there is room\n")
                         return
                     if not ready_once and hopeless(seen):
                         await self._give_up(seen)
@@ -203,6 +213,13 @@ def hopeless(seen: Status) -> bool:
     """Something will not come up by waiting."""
     refused = any(h["state"] == "refused" for h in seen["hosts"])
     return refused or any(p["state"] in ("failed", "stuck") for p in seen["processes"])
+
+
+def only_places_lack(seen: Status) -> list[ProcessStatus]:
+    """Those without a place, where everything else that should run is ready."""
+    rest = [p for p in seen["processes"] if p["desired"] == "running" and p["state"] != "ready"]
+    homeless = [p for p in rest if not p["host"] and p["reason"] != WAITS]
+    return homeless if len(homeless) == len(rest) else []
 
 
 def superseded_by(seen: Status) -> str:

@@ -14,11 +14,20 @@ class Spawn:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Begin, or hasten, the stop ladder of a run. `term_s`: how long its leader may take after SIGTERM."""
+    """Begin, or hasten, the stop ladder of a run. `term_s`: from now to SIGKILL; `drain_s` of it for what is in flight."""
 
     host: str
     run: str
     term_s: float
+    drain_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """Take a run out of the routing now, though it lives."""
+
+    host: str
+    run: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,4 +61,31 @@ class WakeAt:
     at_s: float
 
 
-Action = Spawn | Stop | Watch | Unwatch | TellFence | WakeAt
+@dataclass(frozen=True, slots=True)
+class WakeHostAt:
+    """Come back as `HostDue` at this moment. A later one replaces an earlier one."""
+
+    host: str
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Witness:
+    """Let the frontends' hosts look whether the workers of this host answer them. Comes back as `Witnessed`, always."""
+
+    host: str
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Say in Dynamo's registry who of a host may be routed to, by the port of its request plane. Tried until it is done; for
+    one port the newest word counts.
+    """
+
+    host: str
+    out: frozenset[int] = frozenset()  # alive perhaps, and out of reach: taken out, with what is needed to put it back
+    back: frozenset[int] = frozenset()  # put back, if it was taken out
+    dead: frozenset[int] = frozenset()  # its lease is revoked
+
+
+Action = Spawn | Stop | Fence | Watch | Unwatch | TellFence | WakeAt | WakeHostAt | Witness | Route

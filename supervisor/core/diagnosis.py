@@ -19,6 +19,7 @@ class Retry(enum.StrEnum):
 class Cause:
     text: str
     retry: Retry
+    own: bool = True  # its own failure, or at least nobody else's that we know of: it counts against its budget
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +45,17 @@ REFUSALS = {
     "port": Cause("its port is taken", Retry.NEVER),
     "missing": Cause("something it needs is not there", Retry.NEVER),
     "logout": Cause("it would end when its login ends", Retry.NEVER),
+    "disk": Cause("there is no space left on its host's disk", Retry.BACKOFF),
     "exec": Cause("it cannot be executed", Retry.NEVER),
     "start": Cause("its start was interrupted", Retry.AT_ONCE),
+}
+
+# What ends with its host has not failed: a machine that reboots ten times in an hour makes no crash loop of its workers. They
+# are tried again as often as it comes back, and at once: what they wait for is the host.
+WITH_HOST = {
+    "reboot": "its host was rebooted",
+    "container": "its container was started again",
+    "shutdown": "its host was shutting down",
 }
 
 
@@ -53,6 +63,10 @@ def diagnose(ended: Exit, tail: str) -> Cause:
     """`tail`: the last lines of the log. Any exit nobody asked for is a failure, exit code 0 included."""
     if ended.cause == "gpu":  # a stranger may leave, memory may come back: in words that name them
         return Cause(ended.message or "its GPUs cannot be had", Retry.BACKOFF)
+    if ended.cause in WITH_HOST:
+        return Cause(ended.message or WITH_HOST[ended.cause], Retry.AT_ONCE, own=False)
+    if ended.cause == "terminated":  # whatever its exit code: SIGTERM came through its keeper
+        return Cause(ended.message or "its keeper was sent SIGTERM", Retry.BACKOFF)
     refusal = REFUSALS.get(ended.cause)
     if refusal is not None:
         return refusal

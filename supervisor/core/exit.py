@@ -16,7 +16,9 @@ class Exit:
     signal: int | None
     at_ms: int  # wall clock of the host
     asked: bool
-    cause: str = ""  # a word for refusals (held, port, missing, logout, exec, start), else a sentence or nothing
+    # A word, else a sentence or nothing. Refusals: held, port, missing, logout, exec, start. With its host: reboot, container,
+    # shutdown. Others: gpu, terminated.
+    cause: str = ""
     message: str = ""
     fenced_ms: int | None = None  # when its keeper took it out of routing
 

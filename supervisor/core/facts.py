@@ -29,6 +29,16 @@ class RunGpu:
 
 
 @dataclass(frozen=True, slots=True)
+class RunEvent:
+    """Something that befell a run, in its host's words. `n`: 1, 2, … in this run; what is missing there was not kept."""
+
+    n: int
+    at_ms: int  # wall clock of the host
+    what: str  # born, note, fenced, stop, exit, gone, …
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class RunState:
     """One run, whole, as its host tells it. Facts are states and not changes: a missed one is made up for by the next."""
 
@@ -45,12 +55,13 @@ class RunState:
     exit: Exit | None = None
     stop_step: str | None = None
     stop_until_ms: int | None = None
-    left: tuple[str, ...] = ()  # what is in the way of its end: processes that SIGKILL does not end, memory not given back
+    left: tuple[str, ...] = ()  # what is in the way of its end: requests in flight, what SIGKILL does not end, memory
     fenced_ms: int | None = None
     notes: tuple[str, ...] = ()
     asked: bool = False
     heir: bool = False  # its first keeper is dead
     tail: str = ""  # the last lines of its log, of runs that ended
+    events: tuple[RunEvent, ...] = ()  # the newest, in order; older host sides tell none
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +90,15 @@ class HostFound:
     boot_id: str = ""
     logout: Logout = field(default_factory=Logout)
     held_by: Mapping[str, str] = field(default_factory=dict)  # the controller that runs the deployment, told to onlookers
+    leaving: str = ""  # how it shows that it is shutting down; "" = it is not
+
+
+@dataclass(frozen=True, slots=True)
+class LeavingTold:
+    """A host begins to shut down; with "" that was called off."""
+
+    host: str
+    leaving: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +117,44 @@ class HostLost:
     why: str
     refused: bool = False  # the host said no: a human must act, nobody retries
     held_by: Mapping[str, str] = field(default_factory=dict)  # the controller that runs the deployment there, if that is why
+    heard_s: float | None = None  # when it last said anything, on the fleet's clock; None if this line never did
+
+
+@dataclass(frozen=True, slots=True)
+class HostDue:
+    """A `WakeHostAt` came due."""
+
+    host: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """One worker that Dynamo's registry has at a host's address, looked at from where its requests come from."""
+
+    port: int  # of its request plane
+    answers: bool  # to at least one of those who looked
+    out: bool = False  # it is cordoned: its entry is kept aside
+    stalled: bool = False  # it answers, but connections from before still wait: what is sent there now is late
+
+
+@dataclass(frozen=True, slots=True)
+class Witnessed:
+    """What the frontends' hosts see of the workers of a host."""
+
+    host: str
+    seen: tuple[Sighting, ...] = ()
+    blind: str = ""  # why nobody could look, which says nothing about the host
+    ever: bool = True  # whether somebody may be able to another time
+
+
+@dataclass(frozen=True, slots=True)
+class Routed:
+    """A `Route` was carried out for these workers of a host, by the port of their request plane."""
+
+    host: str
+    out: frozenset[int] = frozenset()
+    back: frozenset[int] = frozenset()  # or there was nothing to put back
+    dead: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +169,10 @@ class GpuSeen:
     mig: bool = False
     error: str = ""
     holders: tuple[str, ...] = ()  # sentences: pid, command, user, MiB, since
+    strangers: tuple[str, ...] = ()  # those of them that are nobody's furniture and of no run that claims this GPU
+    claim: Mapping[str, str] = field(default_factory=dict)  # of a run: deployment, process, run, user, since, controller
+    numa: int | None = None  # the NUMA node it is nearest to
+    nvlink: tuple[int, ...] = ()  # indexes of the cards that it reaches over NVLink
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +192,7 @@ class Probed:
     run: str
     stage: str  # for humans: "importing", "registered, not proven", …
     ready: bool
+    well: bool = False  # it does all that it can by itself: if it is not ready, others are in the way
     proven: bool = False  # this very instance answered a request
     instance: str = ""  # its id in Dynamo's discovery, decimal; "" = not registered
     progress: int = 0  # anything that moves while it starts (bytes of log): standing still is what fails a start
@@ -173,4 +236,19 @@ class Planned:
     wanted: Mapping[str, Wanted]
 
 
-Fact = Planned | Told | HostFound | HostLost | GpusSeen | LogoutTold | Probed | Due | StopAsked | Asked
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """The same files, where more of the processes have a place now, or another reason to have none."""
+
+    wanted: Mapping[str, Wanted]
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """It changes nothing: that it was taken in shows that the loop goes round."""
+
+
+Fact = (
+    Planned | Placed | Told | HostFound | HostLost | HostDue | Witnessed | Routed | GpusSeen | LeavingTold | LogoutTold | Probed
+    | Due | StopAsked | Asked | Beat
+)  # fmt: skip

@@ -9,46 +9,65 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from . import absence
 from .actions import Action, Stop, Unwatch, Watch
 from .facts import (
     Asked,
     Due,
     Fact,
     GpusSeen,
+    HostDue,
     HostFound,
     HostLost,
+    LeavingTold,
     LogoutTold,
     Phase,
+    Placed,
     Planned,
     Probed,
+    Routed,
     RunState,
     StopAsked,
     Told,
+    Witnessed,
 )
 from .hand import after, dropped, held_by, lowered, raised, within
+from .ids import run_id, run_ms
 from .known import Fleet, Host, Surplus
+from .memory import recalled
 from .process import AT_REST, Body, Event, Process, State, at_rest, settle, step, with_run
 from .wanted import Wanted
 
-BASE32 = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's: sorts like the numbers it stands for
 EVENT_OF = {Phase.RUNNING: Event.RUNNING, Phase.ENDED: Event.ENDED, Phase.STUCK: Event.STUCK, Phase.GONE: Event.GONE}
-SURPLUS_TERM_S = 30.0
+HOLDS_NOBODY = {*AT_REST, State.UNKNOWN, State.STUCK, State.BACKOFF}
+SURPLUS_DRAIN_S, SURPLUS_TERM_S = 60.0, 90.0  # as Stop has them: nobody knows its own any more
 
 Result = tuple[Fleet, tuple[Action, ...]]
 
 
 def step_fleet(fleet: Fleet, fact: Fact, now_s: float) -> Result:
     """The one way the fleet moves. A fact that is told again changes nothing."""
+    before = fleet
     actions: tuple[Action, ...] = ()
     match fact:
         case Planned(wanted):
             fleet = _planned(fleet, wanted, now_s)
+        case Placed(wanted):
+            fleet = _placed(fleet, wanted, now_s)
         case Told(host, state):
             fleet, actions = _told(fleet, host, state, now_s)
-        case HostFound(host) if host not in fleet.hosts or not fleet.hosts[host].up:
+        case HostFound(host) if host not in fleet.hosts or not fleet.hosts[host].up or _rebooted(fleet, fact):
             fleet, actions = _host_found(fleet, fact, now_s)
         case HostLost():
             fleet, actions = _host_lost(fleet, fact, now_s)
+        case HostDue(host) if host in fleet.hosts:
+            fleet, actions = absence.due(fleet, host, now_s)
+        case Witnessed(host) if host in fleet.hosts:
+            fleet, actions = absence.witnessed(fleet, fact, now_s)
+        case Routed(host) if host in fleet.hosts:
+            fleet, actions = absence.routed(fleet, fact)
+        case LeavingTold(host, leaving) if host in fleet.hosts:
+            fleet = replace(fleet, hosts={**fleet.hosts, host: _leaves(fleet.hosts[host], leaving, now_s)})
         case LogoutTold(host, logout) if host in fleet.hosts:
             fleet = replace(fleet, hosts={**fleet.hosts, host: replace(fleet.hosts[host], logout=logout)})
         case GpusSeen(host) if host in fleet.hosts:
@@ -63,29 +82,58 @@ def step_fleet(fleet: Fleet, fact: Fact, now_s: float) -> Result:
             fleet, actions = _asked(fleet, fact, now_s)
     if fleet.observing:
         return fleet, tuple(a for a in actions if isinstance(a, Watch | Unwatch))
-    fleet, more = _settle_all(fleet, now_s)
+    fleet, more = _settle(before, fleet, now_s)
     followed = _follow_plan(fleet, now_s)
     if followed is fleet:
         return fleet, (*actions, *more)
-    fleet, last = _settle_all(followed, now_s)
+    fleet, last = _settle(fleet, followed, now_s)
     return fleet, (*actions, *more, *last)
 
 
 def _planned(fleet: Fleet, wanted: Mapping[str, Wanted], now_s: float) -> Fleet:
     """New ones wait for their host, changed ones are replaced once stopped, the others are stopped and then forgotten."""
     names = dict.fromkeys((*wanted, *fleet.processes))
-    hosts = {want.host: Host(want.host) for want in wanted.values()}
+    hosts = {want.host: Host(want.host) for want in wanted.values() if want.host}
     fleet = replace(fleet, wanted=wanted, hosts={**hosts, **fleet.hosts}, held=within(fleet.held, wanted))
     processes: dict[str, Process] = {}
     for name in names:
         old, want = fleet.processes.get(name), wanted.get(name)
-        if old is None or (want is not None and _wished_up(fleet, want) and _worth_another_try(old, want)):
+        if old is None and want is not None:
+            was = fleet.remembered.get(name)
+            processes[name] = recalled(_fresh(fleet, want, now_s), was, now_s, was is not None and was.host in fleet.hosts)
+        elif old is None or (want is not None and _wished_up(fleet, want) and _worth_another_try(old, want)):
             processes[name] = _fresh(fleet, wanted[name], now_s)
         elif want is None or want.host != old.wanted.host:
             processes[name] = replace(old, up=False)
         else:
-            processes[name] = replace(old, wanted=want, up=_wished_up(fleet, want))
-    return _follow_plan(replace(fleet, processes=processes), now_s)
+            reason = want.unplaced or old.reason
+            processes[name] = replace(old, wanted=want, up=_wished_up(fleet, want), reason=reason)
+    return _follow_plan(replace(fleet, processes=processes, remembered={}), now_s)
+
+
+def _placed(fleet: Fleet, wanted: Mapping[str, Wanted], now_s: float) -> Fleet:
+    """Moves only who had no place, and who failed in the one it had: to plan anew would try again whatever has failed.
+
+    Those that stand in for others come and go this way.
+    """
+    hosts = {want.host: Host(want.host) for want in wanted.values() if want.host}
+    fleet = replace(fleet, hosts={**hosts, **fleet.hosts})
+    processes = {n: fleet.processes.get(n) or _fresh(fleet, want, now_s) for n, want in wanted.items()}
+    for name, process in fleet.processes.items():
+        want = wanted.get(name)
+        if want is None:
+            processes[name] = replace(process, up=False)
+            continue
+        loses = process.wanted.host and not want.host and process.state in (State.FAILED, State.BACKOFF)
+        finds = want.host and not process.wanted.host
+        if loses or finds:
+            fresh = _fresh(fleet, want, now_s)
+            processes[name] = replace(
+                fresh, restarts=process.restarts, restarts_s=process.restarts_s, last_exit=process.last_exit
+            )
+        elif not process.wanted.host:
+            processes[name] = replace(process, wanted=want, reason=want.unplaced)
+    return replace(fleet, wanted=wanted, processes=processes)
 
 
 def _worth_another_try(old: Process, want: Wanted) -> bool:
@@ -99,7 +147,10 @@ def _wished_up(fleet: Fleet, want: Wanted) -> bool:
 
 
 def _fresh(fleet: Fleet, want: Wanted, now_s: float) -> Process:
-    host, up = fleet.hosts[want.host], _wished_up(fleet, want)
+    up = _wished_up(fleet, want)
+    if not want.host:
+        return Process(want, since_s=now_s, up=up, skip_drain=fleet.skip_drain, spawnable=False, reason=want.unplaced)
+    host = fleet.hosts[want.host]
     fresh = Process(want, since_s=now_s, up=up, spawnable=host.up, skip_drain=fleet.skip_drain)
     return fresh if host.up or host.unasked else replace(fresh, state=State.UNKNOWN, reason=host.why)
 
@@ -136,6 +187,9 @@ def _told(fleet: Fleet, host: str, state: RunState, now_s: float) -> Result:
         return fleet, ()
     if fleet.processes[state.process].over:
         return fleet, ()  # the dead do not rise: an old fact
+    if state.exit is not None and state.exit.cause == "terminated" and fleet.hosts[host].leaving:
+        why = f"its host was shutting down: {fleet.hosts[host].leaving}"
+        state = replace(state, exit=replace(state.exit, cause="shutdown", message=why))
     return _move(fleet, state.process, EVENT_OF[state.phase], state, now_s)
 
 
@@ -143,10 +197,14 @@ def _host_found(fleet: Fleet, found: HostFound, now_s: float) -> Result:
     """Adopt what is wanted, end what is not, and tell every other process of that host that it has no run."""
     known = fleet.hosts.get(found.host, Host(found.host))
     host = replace(known, up=True, refused=False, why="", boot_id=found.boot_id, since_s=now_s, logout=found.logout)
-    host = replace(host, held_by=found.held_by)
+    host = _leaves(replace(host, held_by=found.held_by), found.leaving, now_s)
+    rebooted = "reboot" if _rebooted(fleet, found) else None
     elsewhere = {run: s for run, s in fleet.surplus.items() if s.host != found.host}
+    newest_ms = max((run_ms(state.run) for state in found.runs), default=0)
     fleet = replace(fleet, hosts={**fleet.hosts, found.host: host}, surplus=elsewhere)
-    actions: list[Action] = []
+    fleet = replace(fleet, newest_ms=max(fleet.newest_ms, newest_ms))
+    fleet, routes = absence.found(fleet, found)
+    actions: list[Action] = [*routes]
     told: set[str] = set()
     for state in sorted(found.runs, key=lambda s: (s.phase is Phase.GONE, not _is_about(fleet, s.process, s.run), s.run)):
         process = fleet.processes.get(state.process)
@@ -162,14 +220,24 @@ def _host_found(fleet: Fleet, found: HostFound, now_s: float) -> Result:
             fleet = replace(fleet, processes={**fleet.processes, state.process: at_rest(process, state, now_s)})
         elif state.phase is not Phase.GONE:
             fleet = replace(fleet, surplus={**fleet.surplus, state.run: Surplus(found.host, state)})
-            actions.append(Stop(found.host, state.run, 0.0 if fleet.skip_drain else SURPLUS_TERM_S))
+            slow = Stop(found.host, state.run, SURPLUS_TERM_S, SURPLUS_DRAIN_S)
+            actions.append(Stop(found.host, state.run, 0.0) if fleet.skip_drain else slow)
     for name, process in fleet.processes.items():
         if fleet.observing and process.wanted.host == found.host and name not in told:
             fleet = replace(fleet, processes={**fleet.processes, name: at_rest(process, None, now_s)})
         elif process.wanted.host == found.host and name not in told:
-            fleet, more = _move(fleet, name, Event.ABSENT, None, now_s)
+            fleet, more = _move(fleet, name, Event.ABSENT, rebooted, now_s)
             actions += more
     return fleet, tuple(actions)
+
+
+def _rebooted(fleet: Fleet, found: HostFound) -> bool:
+    known = fleet.hosts.get(found.host)
+    return known is not None and "" != known.boot_id != found.boot_id != ""
+
+
+def _leaves(host: Host, why: str, now_s: float) -> Host:
+    return replace(host, leaving=why, leaving_s=host.leaving_s if host.leaving and why else now_s)
 
 
 def _may_adopt(process: Process, state: RunState) -> bool:
@@ -181,8 +249,8 @@ def _host_lost(fleet: Fleet, fact: HostLost, now_s: float) -> Result:
     known = fleet.hosts.get(fact.host, Host(fact.host))
     since = known.since_s if not known.up and not known.unasked else now_s
     host = replace(known, up=False, refused=fact.refused, why=fact.why, since_s=since, held_by=fact.held_by)
-    fleet = replace(fleet, hosts={**fleet.hosts, fact.host: host})
-    actions: list[Action] = []
+    fleet, looks = absence.lost(replace(fleet, hosts={**fleet.hosts, fact.host: host}), fact, now_s)
+    actions: list[Action] = [*looks]
     for name, process in fleet.processes.items():
         if process.wanted.host == fact.host:
             fleet, more = _move(fleet, name, Event.LOST, fact.why, now_s)
@@ -228,8 +296,16 @@ def _asked(fleet: Fleet, asked: Asked, now_s: float) -> Result:
     return replace(fleet, processes=processes), tuple(actions)
 
 
-def _settle_all(fleet: Fleet, now_s: float) -> Result:
+def _settle(before: Fleet, fleet: Fleet, now_s: float) -> Result:
+    """Let each process ask for what it wants. Whom nothing has happened to since `before` wants nothing new, unless the turn
+    has come to it or the way is free: of 400, one fact moves one (looking at all of them took most of the controller's time).
+    """
+    moved = [name for name, process in fleet.processes.items() if before.processes.get(name) is not process]
     turn = _turn(fleet)
+    if fleet.surplus is not before.surplus or turn != _turn(before) or fleet.leaving != before.leaving:
+        moved = list(fleet.processes)
+    if not moved:
+        return fleet, ()
     ending = {s.state.process for s in fleet.surplus.values()}
     actions: list[Action] = []
     processes = dict(fleet.processes)
@@ -238,27 +314,21 @@ def _settle_all(fleet: Fleet, now_s: float) -> Result:
     def new_run() -> str:
         nonlocal runs
         runs += 1
-        return run_id(fleet.epoch_ms + int((now_s - fleet.epoch_s) * 1000), runs)
+        return run_id(max(fleet.epoch_ms + int((now_s - fleet.epoch_s) * 1000), fleet.newest_ms + 1), runs)
 
-    for name, process in fleet.processes.items():
+    for name in moved:
+        process = fleet.processes[name]
         may_stop = turn is None or process.up or process.wanted.stop_rank <= turn
-        processes[name], more = settle(process, now_s, new_run, may_spawn=name not in ending, may_stop=may_stop)
+        leaving = process.wanted.host in fleet.leaving
+        process, more = settle(process, now_s, new_run, may_spawn=name not in ending and not leaving, may_stop=may_stop)
+        waits = leaving and process.up and process.state is State.PENDING
+        processes[name] = replace(process, reason=f"{process.wanted.host} is shutting down") if waits else process
         actions += more
     return replace(fleet, processes=processes, runs=runs), tuple(actions)
 
 
 def _turn(fleet: Fleet) -> int | None:
     """Of what is wished down, the lowest rank that is not at rest; None = nothing. Who cannot be reached holds nobody up."""
-    rest = {*AT_REST, State.UNKNOWN, State.STUCK, State.BACKOFF}
-    going = [p for p in fleet.processes.values() if not p.up and p.state not in rest]
+    going = [p for p in fleet.processes.values() if not p.up and p.state not in HOLDS_NOBODY]
     holds = [p for p in going if not (p.state is State.PENDING and p.free)]
     return min((p.wanted.stop_rank for p in holds), default=None)
-
-
-def run_id(at_ms: int, count: int) -> str:
-    """Sortable by time, short enough to type: 9 characters of milliseconds, 2 of a counter."""
-    number, text = (at_ms << 10) | (count & 0x3FF), ""
-    for _ in range(11):
-        text = BASE32[number & 31] + text
-        number >>= 5
-    return text

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from .facts import GpuSeen, Logout, Phase, RunState
 from .hand import Holds, covers
+from .memory import Remembered
 from .process import AT_REST, Process, State
 from .wanted import Wanted
 
@@ -26,6 +27,12 @@ class Host:
     gpus: tuple[GpuSeen, ...] = ()  # as last seen
     gpus_s: float | None = None  # when; None while nobody has looked
     gpus_error: str = ""  # why they could not be seen then
+    heard_s: float | None = None  # while it is not up: when it last said anything
+    witness: str = ""  # while it is not up: what others see of it
+    unsure: bool = False  # though it is up: whether all its workers are in the routing
+    out: frozenset[int] = frozenset()  # its workers that are cordoned because nobody reaches them, by their request-plane port
+    leaving: str = ""  # how it shows that it is shutting down; until it is found without that, nothing is started there
+    leaving_s: float = 0.0  # since when
 
     @property
     def unasked(self) -> bool:
@@ -50,9 +57,11 @@ class Fleet:
     surplus: Mapping[str, Surplus] = field(default_factory=dict)  # by run, until it is gone
     wanted: Mapping[str, Wanted] = field(default_factory=dict)  # what the files say; processes follow as fast as they can
     held: Holds = field(default_factory=dict)  # stopped by hand
+    remembered: Mapping[str, Remembered] = field(default_factory=dict)  # of an earlier controller, until there are files
     epoch_ms: int = 0  # wall clock at which `now_s` was `epoch_s`: run ids sort by real time
     epoch_s: float = 0.0
     runs: int = 0
+    newest_ms: int = 0  # of all runs that hosts told of, by their ids: no later run sorts before them, whatever our clock says
 
     @property
     def stopped(self) -> bool:
@@ -64,6 +73,11 @@ class Fleet:
         """Nothing more can be ended by waiting: the rest is stuck, or on hosts that do not answer."""
         surplus = all(s.state.phase is Phase.STUCK or not self.hosts[s.host].up for s in self.surplus.values())
         return self.stopping and surplus and self.stuck(self.processes)
+
+    @property
+    def leaving(self) -> frozenset[str]:
+        """Hosts that are shutting down."""
+        return frozenset(host.name for host in self.hosts.values() if host.leaving)
 
     def covered(self, names: Collection[str]) -> list[Process]:
         """The processes that are meant: by their own name or by their service's."""

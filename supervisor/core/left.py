@@ -12,8 +12,8 @@ def left_over(fleet: Fleet, names: Collection[str] = ()) -> list[str]:
     """What a stop could not end."""
     left = []
     for p in _meant(fleet, names):
-        name, host = p.wanted.name, fleet.hosts[p.wanted.host]
-        if p.state is State.UNKNOWN and not host.up:
+        name, host = p.wanted.name, fleet.hosts.get(p.wanted.host)
+        if p.state is State.UNKNOWN and host is not None and not host.up:
             left.append(f"not known: {name} ({host.name} does not answer: {host.why})")
         elif p.state is State.STUCK and p.seen and p.seen.stop_step == "gpu_held":
             left.append(f"still held: {name} on {p.wanted.host}: {p.reason}")

@@ -19,8 +19,8 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from .actions import Action, Spawn, Stop, TellFence, Unwatch, WakeAt, Watch
-from .diagnosis import diagnose
+from .actions import Action, Fence, Spawn, Stop, TellFence, Unwatch, WakeAt, Watch
+from .diagnosis import Cause, Retry, diagnose
 from .exit import Exit
 from .facts import Phase, Probed, RunState
 from .restart import Again, GiveUp
@@ -42,6 +42,7 @@ class State(enum.StrEnum):
 
 LIVE = {State.STARTING, State.READY, State.DRAINING, State.STOPPING, State.STUCK}  # a run of it exists on its host
 AT_REST = {State.STOPPED, State.FAILED}
+WEDGED_TERM_S = 10.0  # for what hangs to end by itself: Dynamo's 5 s after SIGTERM, and an engine that is only slow
 
 
 class Event(enum.StrEnum):
@@ -54,7 +55,7 @@ class Event(enum.StrEnum):
     PROBED = "probed"
     DUE = "due"
     LOST = "lost"  # its host is silent
-    ABSENT = "absent"  # its host answered and knows no run of it
+    ABSENT = "absent"  # its host answered and knows no run of it; told with "reboot" if it was rebooted since
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,7 @@ class Process:
     was_ready: bool = False  # this run, at any time
     progress: int = -1
     progress_s: float = 0.0
+    unwell_s: float | None = None  # since then it has not done what it can by itself
     restarts_s: tuple[float, ...] = ()
     restarts: int = 0
     next_attempt_s: float | None = None
@@ -81,6 +83,7 @@ class Process:
     skip_drain: bool = False
     spawnable: bool = False  # its host is there and has no run of it
     asked: bool = False  # we asked this run to end: that it does is no failure
+    condemned: str = ""  # why we ended this run, though nobody asked: that is its failure, whatever its exit code
     renew: str = ""  # a run that the operator wants replaced
 
     @property
@@ -91,7 +94,7 @@ class Process:
     @property
     def free(self) -> bool:
         """No run of it lives."""
-        return self.spawnable or self.over
+        return self.spawnable or self.over or not self.wanted.host
 
 
 Step = tuple[Process, tuple[Action, ...]]
@@ -109,9 +112,12 @@ def chance(run: str) -> float:
     return zlib.crc32(run.encode()) / 0xFFFFFFFF
 
 
-def patience_s(process: Process) -> float:
-    """How long its leader may take after SIGTERM, which is also its drain."""
-    return 0.0 if process.skip_drain else process.wanted.drain_s + process.wanted.term_s
+def stopping(process: Process) -> Stop:
+    """An orderly end of its run, within its own times."""
+    want = process.wanted
+    if process.skip_drain:
+        return Stop(want.host, process.run, 0.0)
+    return Stop(want.host, process.run, want.drain_s + want.term_s, want.drain_s)
 
 
 def with_run(process: Process, run: str, now_s: float) -> Process:
@@ -119,7 +125,7 @@ def with_run(process: Process, run: str, now_s: float) -> Process:
     if run == process.run:
         return process
     return replace(process, run=run, seen=None, spawnable=False, was_ready=False, proven=False, instance="", stage="",
-                   progress=-1, progress_s=now_s, asked=False, next_attempt_s=None)  # fmt: skip
+                   progress=-1, progress_s=now_s, unwell_s=None, asked=False, condemned="", next_attempt_s=None)  # fmt: skip
 
 
 # --- handlers: <what> as a function of (process, body, now) ---------------------------------------------------------------
@@ -134,7 +140,7 @@ def running(process: Process, body: Body, now_s: float) -> Step:
     assert isinstance(body, RunState)
     if process.state in (State.STARTING, State.READY) and process.seen is not None:
         return replace(process, seen=body), ()
-    process = replace(process, seen=body, last_known=None, spawnable=False, next_attempt_s=None)
+    process = replace(process, seen=body, last_known=None, spawnable=False, next_attempt_s=None, unwell_s=None)
     process = to(process, State.STARTING, "", now_s)
     process = replace(process, progress_s=now_s, stage=process.stage or "started")
     wake = WakeAt(process.wanted.name, body.run, now_s + process.wanted.stall_s)
@@ -143,12 +149,12 @@ def running(process: Process, body: Body, now_s: float) -> Step:
 
 def running_while_stopping(process: Process, body: Body, now_s: float) -> Step:
     assert isinstance(body, RunState)
-    draining = body.stop_step in (None, "term_leader")
+    draining = body.stop_step in (None, "drain", "term_leader")
     state = State.DRAINING if draining and process.state is not State.STOPPING else State.STOPPING
     # A keeper that does not know of the stop any more: it died with the word, and its heir has not heard it.
     was = process.seen
     forgot = not body.asked and was is not None and (was.asked or body.heir != was.heir)
-    again = (Stop(process.wanted.host, process.run, patience_s(process)),) if forgot else ()
+    again = (stopping(process),) if forgot else ()
     return to(replace(process, seen=body), state, process.reason, now_s), again
 
 
@@ -169,6 +175,7 @@ def gone(process: Process, body: Body, now_s: float) -> Step:
     """The tree is proven empty: the only way to a next run."""
     assert isinstance(body, RunState)
     last = body.exit or Exit(None, None, 0, False, "no record of its end")
+    last = replace(last, message=process.condemned or last.message)
     process = replace(process, seen=body, last_exit=last, tail=body.tail or process.tail, last_known=None)
     process = replace(process, instance="", stage="", proven=False, spawnable=False, progress=-1)
     unwatch = Unwatch(process.wanted.name)
@@ -177,43 +184,62 @@ def gone(process: Process, body: Body, now_s: float) -> Step:
     outdated = body.asked and body.launch_hash not in ("", process.wanted.launch_hash)  # asked by an earlier controller
     if process.asked or outdated:
         return to(replace(process, spawnable=True), State.PENDING, process.reason, now_s), (unwatch,)
-    cause = diagnose(last, process.tail)
+    cause = _cause(process)
     decision = process.wanted.restart.decide(process.restarts_s, now_s, cause, process.was_ready, chance(body.run))
     match decision:
         case GiveUp(reason):
             detail = f": {last}" if last.message and last.message not in reason else ""
             return to(process, State.FAILED, reason + detail, now_s), (unwatch,)
         case Again(delay_s, reason):
-            process = replace(process, restarts_s=(*process.restarts_s, now_s), restarts=process.restarts + 1)
+            counts = tuple(at_s for at_s in process.restarts_s if at_s > now_s - process.wanted.restart.window_s)
+            spent = (now_s,) if cause.own else ()
+            process = replace(process, restarts_s=(*counts, *spent), restarts=process.restarts + 1)
             process = replace(process, next_attempt_s=now_s + delay_s)
             wake = WakeAt(process.wanted.name, process.run, now_s + delay_s)
             return to(process, State.BACKOFF, reason, now_s), (unwatch, wake)
 
 
+def _cause(process: Process) -> Cause:
+    """Of the end of its last run."""
+    assert process.last_exit is not None
+    return Cause(process.condemned, Retry.BACKOFF) if process.condemned else diagnose(process.last_exit, process.tail)
+
+
 def probed(process: Process, body: Body, now_s: float) -> Step:
     assert isinstance(body, Probed)
-    moved = body.progress != process.progress or body.stage != process.stage
+    well = body.well or body.ready
+    moved = well or body.progress != process.progress or body.stage != process.stage
     actions: tuple[Action, ...] = ()
     if body.instance and body.instance != process.instance:
         actions = (TellFence(process.wanted.host, process.run, body.instance),)
     process = replace(process, stage=body.stage, proven=process.proven or body.proven, progress=body.progress)
     process = replace(process, instance=body.instance or process.instance, progress_s=now_s if moved else process.progress_s)
+    falls_ill = not well and process.unwell_s is None
+    process = replace(process, unwell_s=None if well else now_s if falls_ill else process.unwell_s)
     if body.ready:
         return to(replace(process, was_ready=True), State.READY, "" if process.proven else body.stage, now_s), actions
-    if process.state is not State.STARTING:
-        actions += (WakeAt(process.wanted.name, process.run, now_s + process.wanted.stall_s),)
+    if falls_ill and process.was_ready:
+        actions += (WakeAt(process.wanted.name, process.run, now_s + process.wanted.alive_s),)
     return to(process, State.STARTING, "", now_s), actions
 
 
-def stalled(process: Process, body: Body, now_s: float) -> Step:
-    """A start fails on no progress, not on age."""
-    due_s = process.progress_s + process.wanted.stall_s
-    if now_s < due_s:
-        return process, (WakeAt(process.wanted.name, process.run, due_s),)
-    quiet_s = now_s - process.progress_s
-    reason = f"no progress for {quiet_s:.0f} s while {process.stage or 'starting'}"
-    stop = Stop(process.wanted.host, process.run, process.wanted.term_s)
-    return to(process, State.STOPPING, reason, now_s), (Unwatch(process.wanted.name), stop)
+def overdue(process: Process, body: Body, now_s: float) -> Step:
+    """A start fails on no progress, not on age. What was ready has no progress left to make: it fails on being unwell."""
+    want = process.wanted
+    if process.was_ready and process.unwell_s is None:
+        return process, ()
+    since_s, patience_s = (process.unwell_s, want.alive_s) if process.was_ready else (process.progress_s, want.stall_s)
+    assert since_s is not None
+    if now_s < since_s + patience_s:
+        return process, (WakeAt(want.name, process.run, since_s + patience_s),)
+    if process.was_ready:
+        # What is routed to it waits for ever; its drain would, too. It may be too far gone to hear SIGTERM.
+        why = f"was ready, and for {now_s - since_s:.0f} s has not been: {process.stage}"
+        end: tuple[Action, ...] = (Fence(want.host, process.run), Stop(want.host, process.run, min(want.term_s, WEDGED_TERM_S)))
+    else:
+        why = f"no progress for {now_s - since_s:.0f} s while {process.stage or 'starting'}"
+        end = (Stop(want.host, process.run, want.term_s),)
+    return to(replace(process, condemned=why), State.STOPPING, why, now_s), (Unwatch(want.name), *end)
 
 
 def try_again(process: Process, body: Body, now_s: float) -> Step:
@@ -226,22 +252,43 @@ def absent(process: Process, body: Body, now_s: float) -> Step:
     return to(replace(process, spawnable=True, last_known=None), State.PENDING, process.reason, now_s), ()
 
 
-def free_again(process: Process, body: Body, now_s: float) -> Step:
-    """Told once more that the last run is gone, by a host that was away meanwhile. Its end has been counted."""
-    return replace(process, spawnable=True), ()
+def pending_absent(process: Process, body: Body, now_s: float) -> Step:
+    """A run that an earlier controller knew to be there counts; one that nobody ever heard of was never started."""
+    known = process.seen is not None and not process.over
+    return vanished(process, body, now_s) if known else absent(process, body, now_s)
+
+
+def pending_gone(process: Process, body: Body, now_s: float) -> Step:
+    """It ended while no controller lived. Or we are told once more, by a host that was away: that end has been counted."""
+    if not process.over:
+        return gone(process, body, now_s)
+    at_s = process.next_attempt_s
+    if at_s is None or at_s <= now_s:
+        return replace(process, spawnable=True, next_attempt_s=None), ()
+    reason = f"{_cause(process).text}; waiting for the next try"
+    return to(process, State.BACKOFF, reason, now_s), (WakeAt(process.wanted.name, process.run, at_s),)
+
+
+def retold(process: Process, body: Body, now_s: float) -> Step:
+    """Nothing new, but for a controller that only remembers it: its host tells more."""
+    assert isinstance(body, RunState)
+    return replace(process, seen=body, tail=body.tail or process.tail), ()
 
 
 def vanished(process: Process, body: Body, now_s: float) -> Step:
-    """A run we knew is on nobody's record (its directory was wiped): it can no longer be owned, so it counts as gone."""
-    if not process.run:
+    """A run we knew is on nobody's record (its directory was wiped): it can no longer be owned, so it counts as gone.
+
+    One that its host never told of was not born: the word to start it was lost with the line. That is no failure of it.
+    """
+    if process.seen is None:
         return absent(process, body, now_s)
-    record = Exit(None, None, 0, False, "its host has no record of it")
-    state = process.seen or RunState(process.run, process.wanted.name, Phase.GONE)
-    return gone(process, replace(state, phase=Phase.GONE, exit=record), now_s)
+    record = Exit(None, None, 0, False, str(body or "") or "its host has no record of it")
+    return gone(process, replace(process.seen, phase=Phase.GONE, exit=record), now_s)
 
 
 def lost(process: Process, body: Body, now_s: float) -> Step:
-    process = replace(process, last_known=process.state if process.run else None, spawnable=False)
+    last_known = process.last_known or (process.state if process.run else None)
+    process = replace(process, last_known=last_known, spawnable=False)
     return to(process, State.UNKNOWN, str(body), now_s), (Unwatch(process.wanted.name),)
 
 
@@ -258,9 +305,9 @@ def waiting_lost(process: Process, body: Body, now_s: float) -> Step:
 
 E, S = Event, State
 ROWS: Mapping[State, Mapping[Event, Handler]] = {
-    S.PENDING: {E.RUNNING: running, E.ENDED: ended, E.STUCK: stuck, E.GONE: free_again, E.PROBED: ignore, E.DUE: ignore,
-                E.LOST: waiting_lost, E.ABSENT: absent},
-    S.STARTING: {E.RUNNING: running, E.ENDED: ended, E.STUCK: stuck, E.GONE: gone, E.PROBED: probed, E.DUE: stalled,
+    S.PENDING: {E.RUNNING: running, E.ENDED: ended, E.STUCK: stuck, E.GONE: pending_gone, E.PROBED: ignore, E.DUE: ignore,
+                E.LOST: waiting_lost, E.ABSENT: pending_absent},
+    S.STARTING: {E.RUNNING: running, E.ENDED: ended, E.STUCK: stuck, E.GONE: gone, E.PROBED: probed, E.DUE: overdue,
                  E.LOST: lost, E.ABSENT: vanished},
     S.READY: {E.RUNNING: running, E.ENDED: ended, E.STUCK: stuck, E.GONE: gone, E.PROBED: probed, E.DUE: ignore,
               E.LOST: lost, E.ABSENT: vanished},
@@ -272,7 +319,7 @@ ROWS: Mapping[State, Mapping[Event, Handler]] = {
                 E.LOST: lost_at_rest, E.ABSENT: ignore},
     S.BACKOFF: {E.RUNNING: running, E.ENDED: ended, E.STUCK: stuck, E.GONE: ignore, E.PROBED: ignore, E.DUE: try_again,
                 E.LOST: waiting_lost, E.ABSENT: ignore},
-    S.FAILED: {E.RUNNING: running, E.ENDED: ended, E.STUCK: stuck, E.GONE: ignore, E.PROBED: ignore, E.DUE: ignore,
+    S.FAILED: {E.RUNNING: running, E.ENDED: ended, E.STUCK: stuck, E.GONE: retold, E.PROBED: ignore, E.DUE: ignore,
                E.LOST: lost_at_rest, E.ABSENT: ignore},
     S.STUCK: {E.RUNNING: ignore, E.ENDED: ignore, E.STUCK: stuck, E.GONE: gone, E.PROBED: ignore, E.DUE: ignore,
               E.LOST: lost, E.ABSENT: vanished},
@@ -309,7 +356,7 @@ def settle(process: Process, now_s: float, new_run: Callable[[], str], *, may_sp
     if process.state in (State.STARTING, State.READY) and may_stop and (not process.up or renew or outdated):
         reason = "asked to stop" if not process.up else "asked to restart" if renew else "its definition changed"
         process = replace(process, asked=True)
-        return to(process, State.DRAINING, reason, now_s), (Unwatch(name), Stop(host, process.run, patience_s(process)))
+        return to(process, State.DRAINING, reason, now_s), (Unwatch(name), stopping(process))
     if not process.up and (process.state is State.BACKOFF or (process.state is State.PENDING and process.free)):
         return to(replace(process, next_attempt_s=None), State.STOPPED, "", now_s), ()
     if process.state is State.PENDING and process.up and process.spawnable and may_spawn:

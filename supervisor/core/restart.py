@@ -37,6 +37,8 @@ class RestartPolicy:
             return GiveUp(cause.text)
         if self.policy == "never":
             return GiveUp(f"{cause.text}; its restart policy is never")
+        if not cause.own:
+            return Again(0.0, cause.text)
         recent = [t for t in past_s if t > now_s - self.window_s]
         if len(recent) >= self.budget:
             return GiveUp(f"{cause.text}; {len(recent)} restarts within {self.window_s:g} s did not help")

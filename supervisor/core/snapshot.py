@@ -75,15 +75,23 @@ class ProcessStatus(TypedDict):
     log_tail: NotRequired[list[str]]  # the last lines it wrote, where its state makes them worth reading
     notes: NotRequired[list[str]]  # what befell its keeper and its pump
     gpu_note: NotRequired[str]  # why it cannot be told whether it sits on its own GPUs
-    stop_step: NotRequired[str]  # of the stop ladder: term_leader, term_rest, kill, stuck, gpu_return, gpu_held
+    stop_left: NotRequired[list[str]]  # what is in the way of that step's end
+    stop_step: NotRequired[str]  # of the stop ladder: drain, term_leader, term_rest, kill, stuck, gpu_return, gpu_held
     stop_until: NotRequired[float]  # when the next step comes
     held: NotRequired[HeldStatus]  # stopped by hand, and so until `noray start`
+    replaces: NotRequired[str]  # whom it stands in for, whose host is lost
+    replaced_by: NotRequired[str]  # who stands in for it
 
 
 class LogoutStatus(TypedDict):
     survives: bool | None  # None: nobody can tell
     why: str
     remedy: str  # a command to type on that host; "" where nothing is wrong
+
+
+class LeavingStatus(TypedDict):
+    why: str  # how it shows
+    since: float
 
 
 class HostStatus(TypedDict):
@@ -93,8 +101,10 @@ class HostStatus(TypedDict):
     boot_id: str
     gpus: list[GpuStatus]
     reason: NotRequired[str]  # why it is not up, or what is wrong with it though it is
+    witness: NotRequired[str]  # while it is silent: what the frontends' hosts see of its workers
     gpus_asof: NotRequired[float]  # when its GPUs were last looked at
     logout: NotRequired[LogoutStatus]  # whether what runs there outlives the login that started it
+    leaving: NotRequired[LeavingStatus]  # it is shutting down: nothing is started there before it is up again
     held_by: NotRequired[dict[str, str]]  # the other controller that runs the deployment: controller, user, since
 
 

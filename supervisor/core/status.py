@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from .absence import cordoned
 from .exit import Exit
 from .facts import GpuSeen, RunGpu
 from .hand import held_by
@@ -31,11 +32,16 @@ def status(
     def wall(at_s: float) -> float:
         return round(fleet.epoch_ms / 1000 + at_s - fleet.epoch_s, 3)
 
-    processes = [_process(p, wall) for p in fleet.processes.values()]
+    processes = [_process(p, cordoned(fleet.hosts.get(p.wanted.host), p.seen), wall) for p in fleet.processes.values()]
+    stand_ins = {want.replaces: name for name, want in fleet.wanted.items() if want.replaces}
     for process, p in zip(processes, fleet.processes.values(), strict=True):
         if hold := held_by(fleet.held, p.wanted):
             process["held"] = {"by": hold.by, "at": hold.at_ms / 1000}
             process["reason"] = "stopped by hand" if p.state is State.STOPPED else process["reason"]
+        if p.wanted.replaces:
+            process["replaces"] = p.wanted.replaces
+        if p.wanted.name in stand_ins:
+            process["replaced_by"] = stand_ins[p.wanted.name]
     made: Status = {
         "deployment": deployment,
         "endpoints": list(endpoints),
@@ -61,13 +67,13 @@ def _services(processes: Mapping[str, Process]) -> list[ServiceStatus]:
             p.wanted.service,
             {"name": p.wanted.service, "kind": p.wanted.kind, "wanted": 0, "ready": 0, "serving": 0, "reason": ""},
         )
-        service["wanted"] += int(p.up)
+        service["wanted"] += int(p.up and not p.wanted.replaces)  # it is there instead of another, not beside it
         service["ready"] += int(p.up and p.state is State.READY)
         service["serving"] += int(p.up and p.state is State.READY)
     return list(services.values())
 
 
-def _process(p: Process, wall: Wall) -> ProcessStatus:
+def _process(p: Process, out: bool, wall: Wall) -> ProcessStatus:
     seen = p.seen
     made: ProcessStatus = {
         "name": p.wanted.name,
@@ -79,7 +85,7 @@ def _process(p: Process, wall: Wall) -> ProcessStatus:
         "desired": "running" if p.up else "stopped",
         "state": str(p.state),
         "last_known_state": str(p.last_known or p.state),
-        "cordoned": False,
+        "cordoned": out,
         "run": p.run or None,
         "pid": seen.pid if seen else None,
         "sid": seen.sid if seen else None,
@@ -100,6 +106,8 @@ def _process(p: Process, wall: Wall) -> ProcessStatus:
     if seen and seen.stop_step and seen.stop_until_ms:
         made["stop_step"] = seen.stop_step
         made["stop_until"] = seen.stop_until_ms / 1000
+        if seen.left:
+            made["stop_left"] = list(seen.left)
     if seen and seen.gpu_note:
         made["gpu_note"] = seen.gpu_note
     return made
@@ -155,8 +163,12 @@ def _host(host: Host, asof: float, wall: Wall) -> HostStatus:
         made["reason"] = host.why
     elif host.gpus_error:
         made["reason"] = f"its GPUs cannot be seen: {host.gpus_error}"
+    if host.witness:
+        made["witness"] = host.witness
     if host.logout.why:
         made["logout"] = {"survives": host.logout.survives, "why": host.logout.why, "remedy": host.logout.remedy}
+    if host.leaving:
+        made["leaving"] = {"why": host.leaving, "since": wall(host.leaving_s)}
     if host.held_by:
         made["held_by"] = dict(host.held_by)
     return made

@@ -229,5 +229,5 @@ def broken(status: Status, service: ServiceStatus) -> bool:
     return any(
         p["cordoned"] or (p["state"] in BROKEN and p["state"] != "unknown") or (p["restarts"] and p["state"] != "ready")
         for p in mine
-        if p["state"] != "unknown"
+        if p["state"] != "unknown" or p["cordoned"]  # of whom nobody reaches, this much is known: it serves nobody
     )

@@ -14,7 +14,7 @@ class Wanted:
     name: str
     service: str
     kind: str
-    host: str
+    host: str  # "": it has no place yet, and `unplaced` says why
     launch_hash: str
     replica: int = 0
     rank: int = 0
@@ -22,5 +22,9 @@ class Wanted:
     restart: RestartPolicy = field(default_factory=RestartPolicy)
     drain_s: float = 60.0
     term_s: float = 30.0
-    stall_s: float = 300.0
+    stall_s: float = 300.0  # a start without progress has failed
+    alive_s: float = 300.0  # one that was ready, and is not for so long, has failed
     gpus: tuple[int | str, ...] = ()  # as written: indexes, or UUIDs
+    unplaced: str = ""
+    replaces: str = ""  # whom it stands in for, while that one's host is lost
+    lost_after_s: float | None = None  # its host lost for so long, another stands in for it; None = nobody ever

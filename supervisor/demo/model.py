@@ -31,21 +31,21 @@ CHAT_TEMPLATE = (
 )
 
 
-def write_tiny_model(directory: Path) -> None:
+def write_tiny_model(directory: Path, context: int = CONTEXT_LENGTH) -> None:
     """Write the model into `directory`, made if missing. Equal bytes every time; safe to repeat."""
     directory.mkdir(parents=True, exist_ok=True)
     files: dict[str, Mapping[str, object]] = {
-        "config.json": _config(),
+        "config.json": _config(context),
         "generation_config.json": {"bos_token_id": END_OF_TEXT, "eos_token_id": END_OF_TURN},
         "tokenizer.json": _tokenizer(),
-        "tokenizer_config.json": _tokenizer_config(),
+        "tokenizer_config.json": _tokenizer_config(context),
     }
     for name, content in files.items():
         text = json.dumps(content, indent=1, ensure_ascii=False)
         (directory / name).write_text(text + "\n", encoding="utf-8")
 
 
-def _config() -> Mapping[str, object]:
+def _config(context: int) -> Mapping[str, object]:
     return {
         "architectures": ["Qwen2ForCausalLM"],
         "model_type": "qwen2",
@@ -57,7 +57,7 @@ def _config() -> Mapping[str, object]:
         "num_key_value_heads": 2,
         "head_dim": 64,
         "vocab_size": VOCABULARY_SIZE,
-        "max_position_embeddings": CONTEXT_LENGTH,
+        "max_position_embeddings": context,
         "rms_norm_eps": 1e-6,
         "rope_theta": 10000.0,
         "tie_word_embeddings": True,
@@ -67,12 +67,12 @@ def _config() -> Mapping[str, object]:
     }
 
 
-def _tokenizer_config() -> Mapping[str, object]:
+def _tokenizer_config(context: int) -> Mapping[str, object]:
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": SPECIAL_TOKENS[END_OF_TEXT],
         "eos_token": SPECIAL_TOKENS[END_OF_TURN],
-        "model_max_length": CONTEXT_LENGTH,
+        "model_max_length": context,
         "chat_template": CHAT_TEMPLATE,
     }
 

@@ -1,33 +1,37 @@
 """Where a controller keeps what outlives it: the files it was started with, its socket, its log.
 
-<NORAY_STATE>/<deployment>/deployment.json   the two files as they were read, and where from
+<NORAY_STATE>/<deployment>/noray.db          what must not be forgotten (store.py)
                            controller.sock   mode 0600
                            controller.log
-                           held.json         what was stopped by hand, by whom, when
                            alive             touched every second: when the last controller was last heard
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from supervisor.core.hand import Held, Holds
+from supervisor.core.memory import FAILED
+from supervisor.effects.store import FILES, LOST, NAME, Document, Store
 from supervisor.errors import NorayError, UsageError
 
 if TYPE_CHECKING:
     from supervisor.plan.build import Plan
+    from supervisor.plan.place import Seat
     from supervisor.spec import Inventory
 
 # Its controller's lock and socket mean nothing there. Hosts refuse the same for theirs: transport/stage_one.py.
 REMOTE = re.compile(r"nfs|cifs|smb|lustre|gpfs|fuse|ceph|afs|9p|virtiofs|beegfs|gluster")
+
+SERVICE = Path("/var/lib/noray")  # of the machine's service
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +51,13 @@ class Files:
             return load_inventory(None)
         return parse_inventory(self.inventory, self.inventory_path)
 
-    def plan(self) -> Plan:
-        """Raises FileError with everything that is wrong."""
+    def plan(self, seats: Mapping[str, Seat] | None = None, refused: Mapping[str, str] | None = None) -> Plan:
+        """`seats`, `refused`: as `build` takes them. Raises FileError with everything that is wrong."""
         from supervisor.plan.build import build
         from supervisor.spec import parse_deployment
 
         inventory = self.read_inventory()
-        return build(parse_deployment(self.deployment, inventory, self.deployment_path), inventory)
+        return build(parse_deployment(self.deployment, inventory, self.deployment_path), inventory, seats, refused)
 
     def args(self) -> dict[str, object]:
         """As a request to a controller."""
@@ -97,28 +101,71 @@ class StateDir:
     def _alive(self) -> Path:
         return self.path / "alive"
 
+    @property
+    def exists(self) -> bool:
+        """Something was started from here under this name, and not purged."""
+        return (self.path / NAME).exists() or (self.path / FILES["deployment"]).exists()
+
     def create(self) -> None:
         """Raises NorayError on a file system that several machines may share."""
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        kind = file_system(self.path)
-        if REMOTE.match(kind):
-            raise NorayError(f"{self.path} is on {kind}, which other machines may write too", "set NORAY_STATE to a local disk")
+        self._on_local_disk()
+
+    def _on_local_disk(self) -> None:
+        for place in (self.path, (self.path / NAME).resolve().parent):
+            kind = file_system(place) if place.exists() else ""
+            if REMOTE.match(kind):
+                raise NorayError(f"{place} is on {kind}, which other machines may write too", "set NORAY_STATE to a local disk")
+
+    def reading(self) -> Store:
+        """Changes nothing and holds nobody up. Raises NorayError for what we cannot read, here as in `load…`."""
+        self._on_local_disk()
+        return Store.reading(self.path)
+
+    def writing(self, *, durable: bool = True) -> Store:
+        """As `Store.writing`."""
+        self.create()
+        return Store.writing(self.path, durable=durable)
 
     def save(self, files: Files) -> None:
-        """Whole or not at all."""
-        self.create()
-        self._write("deployment.json", {"v": 1, **files.args()})
+        """Whole or not at all, and on the disk on return. Raises NorayError."""
+        self._intend("deployment", files.args(), "what was started")
 
     def load(self) -> Files:
-        return Files.of_args(json.loads((self.path / "deployment.json").read_text()))
+        """Raises NorayError, also where nothing was ever started."""
+        found = self._intent("deployment")
+        if found is None:
+            raise NorayError(f"{self.path}: nothing was started from here yet", "start it: noray up FILE")
+        with self._ours("deployment"):
+            return Files.of_args(found)
+
+    def plan(self) -> Plan:
+        """What was last started, where it was placed."""
+        return self.load().plan(self.load_seats())
+
+    def save_seats(self, seats: Mapping[str, Seat]) -> None:
+        """Whole or not at all, and on the disk on return. Raises NorayError: then nothing was changed."""
+        kept = {
+            name: {"host": s.host, "gpus": list(s.gpus), "why": s.why, "stands_in": s.stands_in} for name, s in seats.items()
+        }
+        self._intend("seats", {"seats": kept}, "who was placed where")
+
+    def load_seats(self) -> dict[str, Seat]:
+        """Raises NorayError for what nobody of us wrote."""
+        from supervisor.plan.place import Seat
+
+        def seat(said: Mapping[str, Any]) -> Seat:
+            gpus, stands_in = tuple(map(int, said["gpus"])), str(said.get("stands_in", ""))
+            return Seat(str(said["host"]), gpus, str(said["why"]), stands_in)
+
+        kept = self._intent("seats")
+        with self._ours("seats"):
+            return {str(name): seat(said) for name, said in kept["seats"].items()} if kept else {}
 
     def save_held(self, held: Holds) -> None:
         """Whole or not at all, and on the disk on return. Raises NorayError: then nothing was changed."""
-        try:
-            self.create()
-            self._write("held.json", {"v": 1, "held": {name: {"by": h.by, "at_ms": h.at_ms} for name, h in held.items()}})
-        except OSError as error:
-            raise NorayError(f"cannot write down in {self.path} what is stopped by hand: {error.strerror}") from error
+        kept = {name: {"by": h.by, "at_ms": h.at_ms} for name, h in held.items()}
+        self._intend("held", {"held": kept}, "what is stopped by hand")
 
     def hold(self, names: Iterable[str], by: str) -> None:
         """Remember a stop by hand where no controller does. Raises NorayError, as `load_held` and `save_held` do."""
@@ -126,32 +173,53 @@ class StateDir:
         self.save_held({**{name: Held(by, now_ms) for name in names}, **self.load_held()})
 
     def load_held(self) -> dict[str, Held]:
-        """Raises NorayError for a file that nobody of us wrote."""
-        path = self.path / "held.json"
-        try:
-            held = json.loads(path.read_text())["held"]
-            return {str(name): Held(str(h["by"]), int(h["at_ms"])) for name, h in held.items()}
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            hint = "look at it, then remove it: what was stopped by hand is started again"
-            raise NorayError(f"{path}: cannot be read: {error}", hint) from None
+        """Raises NorayError for what nobody of us wrote."""
+        kept = self._intent("held")
+        with self._ours("held"):
+            held = kept["held"].items() if kept else ()
+            return {str(name): Held(str(h["by"]), int(h["at_ms"])) for name, h in held}
 
-    def _write(self, name: str, record: Mapping[str, object]) -> None:
-        draft = self.path / f"{name}.new"
-        with draft.open("w") as file:
-            json.dump(record, file)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.rename(self.path / name)
-        directory = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+    def next_epoch(self) -> int:
+        """For a controller that begins, in ms of the wall clock or more; on the disk on return. Raises NorayError."""
+        with self.writing() as store:
+            return store.next_epoch(int(time.time() * 1000))
+
+    def forget_failures(self) -> bool:
+        """What had failed is as if it had never run: for an operator who says `up` where no controller lives. True if that
+        one left anything running, as far as it knew."""
+        if not self.exists:
+            self.create()
+            return False
+        with self.writing() as store:
+            known = store.processes()
+            store.write({row["process"]: None for row in known if row["rest"] == FAILED}, ())
+        return any(row["told"] and not row["over"] and not row["rest"] for row in known)
+
+    def _intent(self, name: str) -> Document | None:
+        with self.reading() as store:
+            return store.intent(name)
+
+    def _intend(self, name: str, body: Mapping[str, object], what: str) -> None:
         try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+            with self.writing() as store:
+                store.intend(name, {"v": 1, **body})
+        except OSError as error:
+            raise NorayError(f"cannot write down in {self.path} {what}: {error.strerror}") from error
+        except NorayError as error:
+            raise NorayError(f"cannot write down {what}: {error}", error.hint) from error
+
+    @contextmanager
+    def _ours(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            old = self.path / FILES[name]
+            where = str(old) if old.exists() else f"{self.path / NAME}: {name}"
+            raise NorayError(f"{where}: cannot be read: {error}", LOST) from None
 
     def touch(self) -> None:
-        self._alive.touch()
+        with suppress(FileNotFoundError):  # purged, by a controller that is about to end
+            self._alive.touch()
 
     @property
     def last_alive(self) -> float | None:
@@ -185,23 +253,31 @@ def root() -> Path:
     return Path(home) / "noray"
 
 
+def roots() -> list[Path]:
+    """Where to look: ours first, and for root also what the machine's service keeps (`noray service install`)."""
+    ours = root()
+    elsewhere = [] if os.environ.get("NORAY_STATE") or os.geteuid() or ours == SERVICE else [SERVICE]
+    return [ours, *elsewhere]
+
+
 def of(deployment: str) -> StateDir:
-    return StateDir(root() / deployment)
+    """Where it is kept; of two, where a controller lived last."""
+    found = [StateDir(place / deployment) for place in roots()]
+    kept = [state for state in found if state.exists]
+    return max(kept, key=lambda state: state.last_alive or 0.0, default=found[0])
 
 
 def known() -> list[StateDir]:
     """Every deployment that was ever started from here and not purged."""
-    try:
-        return sorted((StateDir(p) for p in root().iterdir() if (p / "deployment.json").exists()), key=lambda s: s.path)
-    except FileNotFoundError:
-        return []
+    folders = [folder for place in roots() if place.is_dir() for folder in place.iterdir()]
+    return [of(name) for name in sorted({folder.name for folder in folders if StateDir(folder).exists})]
 
 
 def choose(deployment: str | None) -> StateDir:
     """The deployment that is meant. Raises UsageError when that is not clear."""
     if deployment is not None:
         state = of(deployment)
-        if not (state.path / "deployment.json").exists():
+        if not state.exists:
             names = ", ".join(s.deployment for s in known()) or "none"
             raise UsageError(f"no deployment {deployment} is known here; known: {names}")
         return state

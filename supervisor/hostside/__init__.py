@@ -12,6 +12,8 @@ Files:
     talking     main.py     picks the program                  link.py     one controller's link
                 facts.py    what a host says of itself         tail.py     stream a log over a channel of its own
                 runstate.py how a run is told                  http.py     one HTTP request without blocking the link
+                watches.py  ask again and again, tell what is new
+                questions.py one question, one answer: for doctor, eject and survey
     a run       spawn.py    the start protocol, step by step   birth.py    a keeper begins: a new run, or an abandoned one
                 keeper.py   the loop that owns one run         rundir.py   what is on disk, versioned
     its output  pump.py     from a FIFO into log segments      output.py   the keeper's end of the pump
@@ -26,8 +28,10 @@ Files:
                 aside.py    work that may hang, in a child with a deadline
     the host    claims.py   GPUs, ports, names, held           ports.py    choose, bind-test, who has them
                 procfs.py   /proc, read once, in one way       reactor.py  poll, timers, JSON lines
-                logout.py   what ends when its user logs out   dbus.py     as much D-Bus as that takes
-                libc.py     the C library
+                logout.py   what ends when its user logs out   scope.py    where that does not reach, and who stops when
+                dbus.py     as much D-Bus as that takes        libc.py     the C library
+                survey.py   all that an operator wants to know of it
+                eject.py    the host without any trace of us
 """
 
 VERSION = 1  # of the conversation and of every record on disk; older ones stay readable for ever

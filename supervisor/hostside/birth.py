@@ -5,20 +5,18 @@ Both are called in a process freshly forked by a link, and own the rest of its l
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
-import time
 from typing import Any, Dict, List, Optional
 
-from . import cgroup, claims, lending, logout, procfs, spawn
+from . import cgroup, claims, lending, logout, ports, procfs, spawn
 from .keeper import Keeper
 from .reactor import Lines, Reactor
 from .rundir import Run
-from .runstate import close_unborn, run_state, title, unlink_channels, wall_ms
+from .runstate import close_unborn, run_state, title, wall_ms
 from .tree import become_subreaper
-
-HOLD_TRIES = 10
 
 
 def keep(base: str, deployment: str, spec: Dict[str, Any], env: Dict[str, str], peer: int) -> None:
@@ -32,13 +30,8 @@ def keep(base: str, deployment: str, spec: Dict[str, Any], env: Dict[str, str], 
     try:
         lock = run.create_locked(spec)
     except OSError as error:
-        message = "cannot make the run's directory: %s" % error
-        _tell(
-            run,
-            spec,
-            peer,
-            {"code": None, "signal": None, "at": wall_ms(), "asked": False, "cause": "start", "message": message},
-        )
+        ended = {"code": None, "signal": None, "at": wall_ms(), "asked": False, "cause": _cause(error)}
+        _tell(run, spec, peer, dict(ended, message="cannot make the run's directory: %s" % error))
         return
     if lock is None:
         return  # a repeated start: the first one's keeper answers for this run
@@ -55,9 +48,7 @@ def keep(base: str, deployment: str, spec: Dict[str, Any], env: Dict[str, str], 
         spawn.reached("listening")
         _bear(keeper, env)
     except Exception as error:  # whatever it is: nothing runs, and the controller is told
-        refusal = (
-            error if isinstance(error, spawn.Refused) else spawn.Refused("start", "%s: %s" % (type(error).__name__, error))
-        )
+        refusal = error if isinstance(error, spawn.Refused) else spawn.Refused(_cause(error), _words(error))
         if keeper is not None:
             keeper.output.finish()
         _tell(run, spec, peer, close_unborn(run, held, str(refusal), refusal.cause))
@@ -66,11 +57,18 @@ def keep(base: str, deployment: str, spec: Dict[str, Any], env: Dict[str, str], 
     keeper.live(peer)
 
 
+def _cause(error: Exception) -> str:
+    """A word a program can branch on: a start that found no room may be tried again, but not at once."""
+    return "disk" if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT) else "start"
+
+
+def _words(error: Exception) -> str:
+    return "%s: %s" % (type(error).__name__, error)
+
+
 def _prepare(run: Run, spec: Dict[str, Any], held: spawn.Held, lock: int) -> Keeper:
     spawn.share_lock(run.base)
     spawn.make_fifo(run)
-    for name in ("exit.json", "gone.json"):
-        run.reserve(name)
     become_subreaper()
     record: Dict[str, Any] = {"pid": 0, "start": 0, "sid": 0, "ports": held.ports, "holder": spawn.holder(run, spec)}
     keeper = Keeper(run, spec, held, lock, record, heir=False)
@@ -88,8 +86,8 @@ def _bear(keeper: Keeper, env: Dict[str, str]) -> None:
             group = None
         spawn.reached("forked")
         record.update(
-            pid=child.pid, start=child.start, sid=child.pid, at=wall_ms(), boot=procfs.boot_id(),
-            pidns=procfs.pid_namespace(), gpus=[one._asdict() for one in keeper.held.gpus], argv_digest=spec.get("argv_digest"),
+            pid=child.pid, start=child.start, sid=child.pid, at=wall_ms(), **procfs.here(),
+            gpus=[one._asdict() for one in keeper.held.gpus], argv_digest=spec.get("argv_digest"),
             cgroup=group.path if group is not None else None,
         )  # fmt: skip
         run.write("run.json", record)
@@ -114,27 +112,15 @@ def adopt_abandoned(run: Run, record: Dict[str, Any], lock: int) -> None:
     spawn.detach({lock})
     spec = run.record("spec.json") or {"process": run.process, "run": run.run}
     notes: List[str] = ["keeper and pump both died; a link started an heir, the exit code will be unknown"]
-    cause = ""
-    if record.get("boot") != procfs.boot_id():
-        cause = "the host was rebooted"
-    elif record.get("pidns") != procfs.pid_namespace():
-        cause = "its container ended"  # one boot, but its pids mean nothing here: signal none of them
-    if cause:
-        ended = {"code": None, "signal": None, "at": wall_ms(), "asked": False, "cause": cause}
-        if run.record("exit.json") is None:
-            run.write("exit.json", ended)
-        run.write("gone.json", {"at": wall_ms(), "notes": notes})
-        unlink_channels(run)
-        return
     try:
         notes += filter(None, [logout.settle(run, spec)])
     except spawn.Refused as doomed:
         notes.append("this heir will end at logout: %s" % doomed)
     held: List[socket.socket] = []
     lent = lending.recorded(record)
-    for name in spawn.claim_names(run, lent, record.get("ports", {})):
+    for name in spawn.claim_names(run, lent, ports.numbers(spec.get("ports", {}), record.get("ports", {}))):
         try:
-            held.append(_hold_patiently(name))
+            held.append(claims.hold_patiently(name))
         except claims.Held as other:
             notes.append("while it had no keeper its claim fell: %s" % other)
     listener = spawn.listen(run)
@@ -145,13 +131,3 @@ def adopt_abandoned(run: Run, record: Dict[str, Any], lock: int) -> None:
     for text in notes:
         heir.note(text)
     heir.live()
-
-
-def _hold_patiently(name: str) -> socket.socket:
-    """A start that will be refused because of this very run holds its claims for the moment it needs to find that out."""
-    for _ in range(HOLD_TRIES):
-        try:
-            return claims.hold(name)
-        except claims.Held:
-            time.sleep(0.02)
-    return claims.hold(name)

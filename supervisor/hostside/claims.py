@@ -12,10 +12,12 @@ import errno
 import hashlib
 import json
 import socket
+import time
 from typing import Any, Dict, Optional
 
 PREFIX = "\0noray/"
 NAME_BYTES = 100  # sun_path holds 108, the prefix takes 7
+HOLD_TRIES = 10
 
 
 def address(name: str) -> str:
@@ -46,6 +48,16 @@ def hold(name: str) -> socket.socket:
     if sock is None:
         raise Held(name, ask(name) or {})
     return sock
+
+
+def hold_patiently(name: str) -> socket.socket:
+    """A start that will be refused because of this very run holds its claims for the moment it needs to find that out."""
+    for _ in range(HOLD_TRIES):
+        try:
+            return hold(name)
+        except Held:
+            time.sleep(0.02)
+    return hold(name)
 
 
 def take(name: str) -> Optional[socket.socket]:

@@ -20,10 +20,9 @@ import socket
 import time
 from typing import Any, Dict, List, Optional
 
-from . import birth, claims, gpus, owners, procfs
+from . import birth, gpus, owners, procfs, questions
 from .holders import who
 from .owners import Member
-from .reactor import CHUNK
 from .rundir import Run
 from .tree import send
 
@@ -35,29 +34,16 @@ HEIR_COMES_S = 0.5  # a link that lives gives an abandoned run its heir within 5
 
 
 def main(base: str) -> int:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    rest = b""
-    while True:
-        part = os.read(0, CHUNK)
-        if not part:
-            return 0
-        *lines, rest = (rest + part).split(b"\n")
-        for line in lines:
-            asked = json.loads(line).get("op")
-            answer = look(base) if asked == "look" else {"did": reap(base)} if asked == "reap" else {}
-            data = json.dumps(answer).encode() + b"\n"
-            while data:
-                data = data[os.write(1, data) :]
+    return questions.answer({"look": lambda: look(base), "reap": lambda: {"did": reap(base)}})
 
 
 def look(base: str) -> Dict[str, Any]:
-    seen = gpus.look(gpus.PATIENT_S)
+    seen = gpus.look(gpus.PATIENT_S, wide=True)
     ours = owners.members(base)
-    held = {gpu.uuid: claims.ask("gpu-" + gpu.uuid) for gpu in seen.gpus if gpu.uuid}
     return {
         "gpus": gpus.told(seen),
         "ours": {str(member.process.pid): _told(member) for member in ours},
-        "claims": {uuid: holder for uuid, holder in held.items() if holder is not None},
+        "claims": {gpu.uuid: gpu.claim for gpu in seen.gpus if gpu.claim is not None},
         "orphans": [dict(_told(member), pid=member.process.pid, **who(member.process.pid)) for member in ours if member.orphan],
     }
 

@@ -29,10 +29,10 @@ class Ending:
     def step(self) -> str:
         return self._ladder.step
 
-    def told(self, owed: str) -> Optional[Dict[str, Any]]:
-        """The step under way, when the next one comes, and what is left if none comes; None if nothing ends.
+    def told(self, owed: str, inflight: Optional[int]) -> Optional[Dict[str, Any]]:
+        """The step under way, when the next one comes, and what is in its way; None if nothing ends.
 
-        `owed`: what the GPUs have not got back.
+        `owed`: what the GPUs have not got back. `inflight`: requests; None = not seen.
         """
         if self.step in (ladder.IDLE, ladder.DONE):
             return None
@@ -41,10 +41,13 @@ class Ending:
         left_over = [procfs.plight(p) for p in self._tree.members().values()] if self.step == ladder.STUCK else []
         if owed and self.step in (ladder.GPU_RETURN, ladder.GPU_HELD):
             left_over.append(owed)
+        if inflight and self.step == ladder.DRAIN:
+            left_over.append("1 request in flight" if inflight == 1 else "%d requests in flight" % inflight)
         return {"step": self.step, "until": until, "left": left_over}
 
-    def ask(self, term_s: Optional[float]) -> None:
-        """Begin, or hasten, an orderly stop."""
+    def ask(self, term_s: Optional[float], drain_s: float = 0.0) -> None:
+        """Begin, or hasten, an orderly stop. `term_s`: from now to SIGKILL; `drain_s` of it are for what is in flight."""
+        self._ladder = self._ladder._replace(drain_s=drain_s)
         if term_s is not None:
             self._ladder = self._ladder._replace(term_s=term_s)
         self.climb(ladder.ASK)
@@ -74,7 +77,7 @@ class Ending:
             self._timer.cancel()  # nobody is left to escalate against
 
     def _sweep(self) -> None:
-        if self._sweeping or self.empty or self.step in (ladder.IDLE, ladder.DONE):
+        if self._sweeping or self.empty or self.step in (ladder.IDLE, ladder.DRAIN, ladder.DONE):
             return
         self._sweeping = True
 

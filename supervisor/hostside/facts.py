@@ -15,6 +15,12 @@ KEPT_PREFIXES = ("LC_", "CUDA_HOME", "CUDA_PATH", "HF_")
 KEPT_SUFFIXES = ("_proxy", "_PROXY")
 
 
+def program() -> str:
+    """Which host-side program this is: the name of its bundle, which is that of its content, or "folder"."""
+    name = os.path.basename(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    return name.partition(".")[0] + ".pyz" if name.endswith(".pyz") else "folder"  # the middle says which Python compiled it
+
+
 def host_facts(base: str) -> Dict[str, Any]:
     kept = {
         key: value
@@ -26,6 +32,7 @@ def host_facts(base: str) -> Dict[str, Any]:
         kept["XDG_RUNTIME_DIR"] = runtime
     return {
         "v": VERSION,
+        "version": program(),
         "pid": os.getpid(),
         "base": base,
         "boot_id": procfs.boot_id(),

@@ -1,8 +1,9 @@
-"""Fence: take a dead worker out of Dynamo's routing, from the host it died on, with no controller needed.
+"""Fence and cordon: take a worker out of Dynamo's routing, from its own host, with no controller needed.
 
 All etcd keys of a Dynamo process hang on one lease, whose id is its instance id, so one revoke removes it from every
 frontend: 10 ms instead of the 6-10 s of Dynamo's own lease expiry (measured on 1.4.2). With file discovery the same is
-done by unlinking the entries that name it.
+done by unlinking the entries that name it. A live worker is cordoned: the one key goes by which requests find it, the lease
+stays, so that what it is generating goes on.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ import base64
 import json
 import os
 import socket
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Tuple
 from urllib.parse import unquote, urlsplit
 
 from . import http
+
+GENERATE = "generate"  # the endpoint that requests are routed to
 
 
 def fence(target: Dict[str, Any], timeout_s: float = 1.0) -> str:
@@ -38,13 +41,37 @@ def fence(target: Dict[str, Any], timeout_s: float = 1.0) -> str:
     raise OSError("no etcd answered: " + "; ".join(errors))
 
 
+def cordon(target: Dict[str, Any], timeout_s: float = 1.0) -> int:
+    """Take the live worker described by `target` (as for `fence`) out of the routing; returns how many entries went.
+
+    Raises OSError or ValueError if it could not be done.
+    """
+    if target["kind"] == "file":
+        return unlink_endpoint(target["root"], target["address"])
+    errors: List[str] = []
+    for url in target["urls"]:
+        try:
+            mine = [key for key, found in _registered(url, target, timeout_s) if found.get("endpoint") == GENERATE]
+            for key in mine:
+                _post(url, "/v3/kv/deleterange", {"key": key}, timeout_s)
+            return len(mine)
+        except (OSError, ValueError) as error:
+            errors.append("%s: %s" % (url, error))
+    raise OSError("no etcd answered: " + "; ".join(errors))
+
+
 def _leases(url: str, target: Dict[str, Any], timeout_s: float) -> List[str]:
+    return sorted({str(found["instance_id"]) for _, found in _registered(url, target, timeout_s)})
+
+
+def _registered(url: str, target: Dict[str, Any], timeout_s: float) -> List[Tuple[str, Dict[str, Any]]]:
+    """The keys (base64, as etcd takes them) and values of what the worker has registered, told by its address."""
     prefix = target["prefix"].encode()
     end = prefix[:-1] + bytes([prefix[-1] + 1])
     keys = {"key": base64.b64encode(prefix).decode(), "range_end": base64.b64encode(end).decode()}
-    found = _post(url, "/v3/kv/range", keys, timeout_s)
-    values = (base64.b64decode(kv.get("value", "")) for kv in found.get("kvs", []))
-    return sorted({str(_instance(v)["instance_id"]) for v in values if _names(_instance(v), target["address"])})
+    answer = _post(url, "/v3/kv/range", keys, timeout_s)
+    pairs = [(kv["key"], _instance(base64.b64decode(kv.get("value", "")))) for kv in answer.get("kvs", [])]
+    return [(key, found) for key, found in pairs if _names(found, target["address"])]
 
 
 def _instance(raw: bytes) -> Dict[str, Any]:
@@ -68,7 +95,19 @@ def unlink_entries(root: str, address: str) -> int:
     they are what is routed to; the model card alone would leave the worker in every round-robin (measured).
     """
     folder = os.path.join(root, "v1", "instances")
-    ids = set()
+    ids = {"%x" % int(instance["instance_id"]) for _, instance in _entries(folder, address)}
+    known = [*_files(folder), *_files(os.path.join(root, "v1", "mdc"))]
+    return _unlink([path for path in known if unquote(os.path.basename(path)).rpartition("/")[2] in ids])
+
+
+def unlink_endpoint(root: str, address: str) -> int:
+    """Remove only the entry by which the live instance at `address` is routed to; returns how many files."""
+    entries = _entries(os.path.join(root, "v1", "instances"), address)
+    return _unlink([path for path, instance in entries if instance.get("endpoint") == GENERATE])
+
+
+def _entries(folder: str, address: str) -> List[Tuple[str, Dict[str, Any]]]:
+    found = []
     for path in _files(folder):
         try:
             with open(path, "rb") as file:
@@ -76,15 +115,18 @@ def unlink_entries(root: str, address: str) -> int:
         except OSError:
             continue  # its owner was quicker
         if _names(instance, address):
-            ids.add("%x" % int(instance["instance_id"]))
+            found.append((path, instance))
+    return found
+
+
+def _unlink(paths: List[str]) -> int:
     removed = 0
-    for path in [*_files(folder), *_files(os.path.join(root, "v1", "mdc"))]:
-        if unquote(os.path.basename(path)).rpartition("/")[2] in ids:
-            try:
-                os.unlink(path)
-                removed += 1
-            except FileNotFoundError:
-                pass
+    for path in paths:
+        try:
+            os.unlink(path)
+            removed += 1
+        except FileNotFoundError:
+            pass
     return removed
 
 

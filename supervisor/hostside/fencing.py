@@ -14,10 +14,15 @@ TRIES = 60  # the lease is gone by itself after its TTL of 60 s
 
 class Fencing:
     def __init__(
-        self, reactor: Reactor, target: Optional[Dict[str, Any]], result: Optional[Dict[str, Any]], tried: Callable[[], None]
+        self,
+        reactor: Reactor,
+        target: Optional[Dict[str, Any]],
+        result: Optional[Dict[str, Any]],
+        tried: Callable[[], None],
+        event: Callable[[str, str], None],
     ) -> None:
         """`result`: of an earlier keeper. `tried` is called after each later try, which may have been the last."""
-        self._reactor, self._target, self._tried = reactor, target, tried
+        self._reactor, self._target, self._tried, self._event = reactor, target, tried, event
         self.result = result  # {"at", "did"} or {"at", "error"}; None = not tried
         self._tries = 0  # left
         self._timer = Timer(lambda: None)
@@ -52,7 +57,10 @@ class Fencing:
         try:
             did = fence.fence(self._target)
             self.result, self._tries = {"at": wall_ms(), "did": did}, 0
+            self._event("fenced", str(did))
         except (OSError, ValueError, LookupError, TypeError) as error:  # the last two: something answered that is no etcd
+            if not self.failed:  # once, not at every try
+                self._event("not fenced", str(error))
             self.result = {"at": wall_ms(), "error": str(error)[:500]}
             if self._tries:
                 self._timer = self._reactor.after(AGAIN_S, self._again)

@@ -3,12 +3,14 @@
     prepare()                            early in a long life; nothing happens on a host without an NVIDIA driver
     look(deadline_s) -> Look             blocking, for a process that has no loop yet
     ask(reactor, deadline_s, done)       the same, and `done(look)` is called from the loop
+    watch(reactor, tell)                 wide, and again as long as they cannot be seen
     children() -> pids                   of looks under way: children of this process, and none of its run's tree
 
     told(look)                           -> the same as plain data, for a controller
 
-A look is done in a child with a deadline (aside.py): NVML hangs when a card does. It never raises; `Look.error` is a sentence
-when the GPUs could not be seen, `Look.none` one when there are none. All below is pure, over a `Look`; GPUs are named by UUID:
+A wide look also asks who claims each GPU, and what placement and people want to know of it. A look is done in a child with a
+deadline (aside.py): NVML hangs when a card does. It never raises; `Look.error` is a sentence when the GPUs could not be seen,
+`Look.none` one when there are none. All below is pure, over a `Look`; GPUs are named by UUID:
 
     resolve(look, [0, "GPU-…"])          -> the GPUs, or a sentence that names what there is instead
     foreign(look, uuids, ours)           -> the strangers on them; furniture (Xorg, MPS, dcgm …) is none
@@ -20,11 +22,12 @@ when the GPUs could not be seen, `Look.none` one when there are none. All below 
 
 from __future__ import annotations
 
+import functools
 import json
 import time
-from typing import Any, Callable, Collection, Dict, Iterable, List, NamedTuple, Optional, Tuple, Union
+from typing import Any, Callable, Collection, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple, Union
 
-from . import aside, nvml
+from . import aside, claims, nvml
 from .holders import ELSEWHERE, Holder, who
 from .reactor import Reactor
 
@@ -32,7 +35,9 @@ DEADLINE_S = 5.0
 AGAIN_S = 30.0
 PATIENT_S = 25.0  # a driver without persistence mode starts anew for each look, and takes seconds for each idle card
 SLACK_MIB = 64  # NVML's own accounting moves by a few MiB; a forgotten context is hundreds
+CLAIMS_S = 1.0  # for all holders of claims together to say who they are
 IDLE_MIB = 1024  # more than the driver keeps of an idle card (615 MiB of an H200, measured)
+HEALTH = ("util_percent", "temp_c", "power_w", "power_limit_w", "ecc", "ecc_errors")
 PROVED, REFUTED, CANNOT_TELL = "proved", "refuted", "cannot tell"
 
 
@@ -50,6 +55,12 @@ class Gpu(NamedTuple):
     card: str = ""
     listed: bool = True  # False: it does not tell who computes on it
     error: str = ""  # it could not be asked; whatever it answered before that stands
+    # What only a wide look asks; None, [] if it is not known, and where NVML had a reason for that it is in `unsaid`.
+    claim: Optional[Dict[str, Any]] = None  # of the run that holds it; {}: its holder does not say who it is
+    numa: Optional[int] = None  # the NUMA node it is nearest to
+    nvlink: Sequence[int] = ()  # the indexes of the cards that it reaches over NVLink
+    health: Optional[Dict[str, Any]] = None  # HEALTH
+    unsaid: Optional[Dict[str, str]] = None
 
     @property
     def free_mib(self) -> Optional[int]:
@@ -68,6 +79,7 @@ class Look(NamedTuple):
     error: str = ""
     none: str = ""
     driver: str = ""
+    cuda: Optional[str] = None  # the newest that the driver runs; a wide look asks
 
     def find(self, uuid: str) -> Optional[Gpu]:
         return next((gpu for gpu in self.gpus if gpu.uuid == uuid), None)
@@ -87,21 +99,22 @@ prepare = nvml.prepare
 children = aside.children
 
 
-def look(deadline_s: float = DEADLINE_S) -> Look:
+def look(deadline_s: float = DEADLINE_S, wide: bool = False) -> Look:
     """Takes 40-150 ms, `deadline_s` at most."""
     known = _known()
     try:
-        return known if known is not None else _seen(aside.do(_observe, deadline_s), deadline_s)
+        return known if known is not None else _seen(aside.do(functools.partial(_observe, wide), deadline_s), deadline_s)
     except OSError as error:
         return _unable(error)
 
 
-def ask(reactor: Reactor, deadline_s: float, done: Callable[[Look], None]) -> None:
+def ask(reactor: Reactor, deadline_s: float, done: Callable[[Look], None], wide: bool = False) -> None:
     """`done` may be called before this returns: when there is nothing to ask, or no use in asking."""
     known = _known()
     if known is None:
         try:
-            return aside.begin(reactor, _observe, deadline_s, lambda answer: done(_seen(answer, deadline_s)))
+            work = functools.partial(_observe, wide)
+            return aside.begin(reactor, work, deadline_s, lambda answer: done(_seen(answer, deadline_s)))
         except OSError as error:
             known = _unable(error)
     return done(known)
@@ -113,14 +126,14 @@ def _unable(error: OSError) -> Look:
 
 
 def watch(reactor: Reactor, tell: Callable[[Look], None], deadline_s: float = DEADLINE_S) -> None:
-    """Look now, and again, with more patience, as long as they cannot be seen."""
+    """Look wide now, and again, with more patience, as long as they cannot be seen."""
 
     def seen(look: Look) -> None:
         tell(look)
         if look.error:
             reactor.after(AGAIN_S, lambda: watch(reactor, tell, PATIENT_S))
 
-    ask(reactor, deadline_s, seen)
+    ask(reactor, deadline_s, seen, wide=True)
 
 
 def _known() -> Optional[Look]:
@@ -136,22 +149,40 @@ def _known() -> Optional[Look]:
     return Look((), error=wrong) if wrong else None
 
 
-def _observe() -> bytes:
+def _observe(wide: bool) -> bytes:
     """In the child. /proc is read here too: the command line of a process in state D can block its reader."""
-    raw, code = nvml.read()
+    raw, code = nvml.read(wide)
     if any(holder["seen"] == ELSEWHERE for holder in _described(raw)):
         nvml.remember(code)
-        raw = nvml.read()[0]  # perhaps it only ended between the two questions
+        raw = nvml.read(wide)[0]  # perhaps it only ended between the two questions
         _described(raw)
+    if wide:
+        _claimed(raw)
     return json.dumps(raw).encode() + b"\n" + code
 
 
 def _described(raw: Dict[str, Any]) -> List[Dict[str, Any]]:
-    devices = [device for card in raw.get("cards", ()) for device in (card, *card["slices"])]
-    holders = [holder for device in devices for holder in device.get("holders") or ()]
+    holders = [holder for device in _devices(raw) for holder in device.get("holders") or ()]
     for holder in holders:
         holder.update(who(holder["pid"]))
     return holders
+
+
+def claim_name(uuid: str) -> str:
+    return "gpu-%s" % uuid
+
+
+def _claimed(raw: Dict[str, Any]) -> None:
+    """In the child too: a keeper that does not answer holds up nobody else."""
+    until = time.monotonic() + CLAIMS_S
+    for device in _devices(raw):
+        if device.get("uuid"):
+            device["claim"] = claims.ask(claim_name(device["uuid"]), max(until - time.monotonic(), 0.01))
+
+
+def _devices(raw: Dict[str, Any]) -> List[Dict[str, Any]]:
+    """Cards, and slices of them."""
+    return [device for card in raw.get("cards", ()) for device in (card, *card["slices"])]
 
 
 def _seen(answer: Optional[bytes], deadline_s: float) -> Look:
@@ -169,23 +200,34 @@ def _seen(answer: Optional[bytes], deadline_s: float) -> Look:
 def parse(raw: Dict[str, Any]) -> Look:
     gpus: List[Gpu] = []
     for card in raw.get("cards", ()):
-        flags = {"mig": bool(card.get("mig")), "vgpu": bool(card.get("vgpu")), "error": card.get("error", "")}
+        flags: Dict[str, Any] = {"mig": bool(card.get("mig")), "vgpu": bool(card.get("vgpu")), "error": card.get("error", "")}
+        if raw.get("wide"):
+            flags.update(numa=card.get("numa"), nvlink=card.get("nvlink") or (), unsaid=card.get("unsaid", {}))
+            flags.update(health={key: card.get(key) for key in HEALTH})
         gpus.append(_gpu(card["index"], card)._replace(**flags))
         gpus += [_gpu(card["index"], piece)._replace(card=card["uuid"], vgpu=flags["vgpu"]) for piece in card["slices"]]
     none = raw.get("none", "") or ("" if gpus or raw.get("error") else "the NVIDIA driver knows no GPU")
-    return Look(tuple(gpus), raw.get("error", ""), none, raw.get("driver", ""))
+    return Look(tuple(gpus), raw.get("error", ""), none, raw.get("driver", ""), raw.get("cuda"))
 
 
 def told(look: Look) -> Dict[str, Any]:
-    """As a controller is told: plain data, each holder also as the sentence `says`."""
-    cards = [dict(g._asdict(), holders=[dict(h._asdict(), says=str(h)) for h in g.holders]) for g in look.gpus]
-    return {"gpus": cards, "error": look.error, "none": look.none, "driver": look.driver}
+    """As a controller is told: plain data, each holder also as the sentence `says`.
+
+    `strangers` are such sentences too: who computes on a GPU that no run claims. Who sits on a claimed one is left to the
+    keeper that claimed it, and looked before it did.
+    """
+    cards = []
+    for gpu in look.gpus:
+        strangers = foreign(look, (gpu.uuid,), ()) if gpu.claim is None else ()
+        holders = [dict(holder._asdict(), says=str(holder)) for holder in gpu.holders]
+        cards.append(dict(gpu._asdict(), holders=holders, strangers=[str(one.holder) for one in strangers]))
+    return {"gpus": cards, "error": look.error, "none": look.none, "driver": look.driver, "cuda": look.cuda}
 
 
 def _gpu(index: int, raw: Dict[str, Any]) -> Gpu:
     holders = raw.get("holders")
     return Gpu(index, raw.get("uuid", ""), raw.get("name", ""), raw.get("total_mib"), raw.get("used_mib"),
-               tuple(Holder(**h) for h in holders or ()), listed=holders is not None)  # fmt: skip
+               tuple(Holder(**h) for h in holders or ()), listed=holders is not None, claim=raw.get("claim"))  # fmt: skip
 
 
 # --- what follows -------------------------------------------------------------------------------------------------------

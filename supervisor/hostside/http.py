@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from typing import Callable, Dict, Optional, Tuple
+from typing import Any, Callable, Dict, Optional, Tuple
 
 from .reactor import READ, WRITE, Reactor
 
@@ -45,6 +45,18 @@ def _unchunk(body: bytes) -> bytes:
             return bytes(whole)
         whole += body[:length]
         body = body[length + 2 :]
+
+
+def ask(reactor: Reactor, message: Dict[str, Any], done: Callable[[Dict[str, Any]], None]) -> None:
+    """One request as a controller words it; `done` is given the answer as it is told there: status, body, error."""
+
+    def answered(status: int, body: bytes, error: str) -> None:
+        done({"status": status, "body": body.decode("latin-1"), "error": error})
+
+    host, port = message["host"], int(message["port"])
+    body = message.get("body", "").encode("latin-1")
+    data = request(message.get("method", "GET"), "%s:%d" % (host, port), message["path"], message.get("headers", {}), body)
+    Exchange(reactor, host, port, data, float(message.get("timeout_s", 5.0)), answered)
 
 
 class Exchange:

@@ -5,7 +5,8 @@ knows it publishes as one whole state (not as a series of events) to whoever con
 misses nothing. Keeper and pump replace each other: if the keeper dies the pump becomes the heir (`heir=True`), which holds the
 same claims and the same listener, but is nobody's parent: the exit code is then unknown for ever, and never made up.
 
-Signals: SIGTERM is an orderly stop of the run; HUP, INT and PIPE mean nothing to it.
+Signals: SIGTERM, and what a stop of its scope sends, is an orderly stop of the run, which nobody asked its controller for: so
+its record says that it failed, or that its host was shutting down. HUP, INT and PIPE mean nothing to it.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
-from . import claims, gpus, ladder, procfs, pump, roster, spawn
+from . import claims, gpus, ladder, leaving, procfs, pump, roster, scope, spawn
 from .cgroup import Cgroup
+from .draining import Draining
 from .ending import Ending
 from .fencing import Fencing
 from .lending import Lending
@@ -30,6 +32,9 @@ from .tree import Tree, become_subreaper, pidfd_open
 
 HEIR_LOOK_S = 0.2  # how often an heir looks at a leader for which the kernel has no pidfd
 NOTES_KEPT = 20
+# After a SIGTERM that no controller asked for. systemd kills what it ends after 90 s (a scope of ours: 15 s after its ladder),
+# a plain init after 1 to 10 s. Under the former the ladder still fits behind it; under the latter nothing more would.
+UNASKED_DRAIN_S = 10.0
 
 
 class Keeper:
@@ -55,9 +60,15 @@ class Keeper:
         self.ending = Ending(self.reactor, self.tree, began, self._reap, self._entered)
         self.exit: Optional[Dict[str, Any]] = run.record("exit.json")
         fenced = (self.exit or {}).get("fenced")
-        self.fencing = Fencing(self.reactor, fence_target(spec, record), fenced, self._fence_tried)
+        target = fence_target(spec, record)
+        self.fencing = Fencing(self.reactor, target, fenced, self._fence_tried, run.events.add)
+        self.draining: Optional[Draining] = None
+        if target and spec.get("drain"):
+            system = (spec["drain"][0], int(spawn.fill(spec["drain"][1], record["ports"])))
+            self.draining = Draining(self.reactor, target, system, self._publish, self.ending.climb)
         self.asked = bool((self.exit or {}).get("asked"))
-        self.failing = ""  # why we end it ourselves, though nobody asked
+        self.failing: Optional[Tuple[str, str]] = None  # why we end it ourselves, though nobody asked: a word, and a sentence
+        self.terminated = ""  # we were sent SIGTERM: "shutdown" by a host that goes down, else "terminated"
         self.gone = False
         self.notes: List[str] = []
         self.peers: List[Lines] = []
@@ -68,7 +79,7 @@ class Keeper:
 
     def live(self, first_peer: Optional[int] = None) -> None:
         """Until the tree is gone. Then every claim has fallen."""
-        self.reactor.on_signals({signal.SIGCHLD: self._reap, signal.SIGTERM: self._terminated})
+        self.reactor.on_signals({signal.SIGCHLD: self._reap, signal.SIGTERM: self._terminated, scope.ASKED: self._terminated})
         for number in (signal.SIGHUP, signal.SIGINT, signal.SIGPIPE):
             signal.signal(number, signal.SIG_IGN)
         for sock in self.held.claims:
@@ -103,10 +114,10 @@ class Keeper:
         """The whole truth about this run, as the link forwards it."""
         stuck = self.ending.step in (ladder.STUCK, ladder.GPU_HELD)
         phase = "gone" if self.gone else "stuck" if stuck else "ended" if self.exit else "running"
-        stop = self.ending.told(self.lending.owed)
+        stop = self.ending.told(self.lending.owed, self.draining.inflight if self.draining else None)
         return run_state(self.run, self.spec, self.record, self.exit, phase, stop=stop, fenced=self.fencing.result,
                          notes=self.notes, heir=self.heir, asked=self.asked, gpus=self.lending.told(),
-                         gpu_note=self.lending.why)  # fmt: skip
+                         gpu_note=self.lending.why, events=self.run.events.newest, terminated=self.terminated)  # fmt: skip
 
     def _publish(self) -> None:
         for peer in list(self.peers):
@@ -128,22 +139,32 @@ class Keeper:
         peer.send(self.state())
 
     def _told(self, message: Dict[str, Any]) -> None:
-        op, term_s = message.get("op"), message.get("term_s")
+        op, term_s, drain_s = message.get("op"), message.get("term_s"), message.get("drain_s")
         if op == "stop":
-            self._stop(float(term_s) if isinstance(term_s, (int, float)) else None)
+            term_s = float(term_s) if isinstance(term_s, (int, float)) else None
+            self.asked = True
+            self.roster.look()  # the last one at a whole tree: what it shares in memory shows while it lives
+            self.ending.ask(term_s, float(drain_s) if isinstance(drain_s, (int, float)) and self.draining else 0.0)
+            self._check()  # perhaps only the fence was waited for
         elif op == "fence":
             self.fencing.told(message)
 
-    def _stop(self, term_s: Optional[float]) -> None:
-        self.asked = True
-        self.roster.look()  # the last one at a whole tree: what it shares in memory shows while it lives
-        self.ending.ask(term_s)
-        self._check()  # perhaps only the fence was waited for
-
     def _terminated(self) -> None:
-        # A host that shuts down sends SIGTERM to everybody at once: leave the routing before the worker goes down.
-        self.fencing.do()
-        self._stop(None)
+        """Out of the routing before anything else: whoever sent this may have sent it to the worker too."""
+        if self.draining is None:
+            self.fencing.do()
+            self.roster.look()
+            self.ending.ask(None)
+        else:
+            self.ending.ask(None, UNASKED_DRAIN_S)  # begins with a cordon: a lease revoked would end what it generates
+            self.roster.look()
+        if not self.asked and self.exit is None and self.failing is None:
+            sign = leaving.sign(signalled=True)
+            self.terminated = "shutdown" if sign else "terminated"
+            why = "its host was shutting down: %s" % sign if sign else "its keeper was sent SIGTERM"
+            self.failing = (self.terminated, why)
+        self._publish()
+        self._check()
 
     # --- the leader ends ------------------------------------------------------------------------------------------------
 
@@ -192,18 +213,19 @@ class Keeper:
             sig = os.WTERMSIG(status)
         else:
             code = os.WEXITSTATUS(status)
-        if self.failing:
-            cause = "gpu"
         self.exit = {"code": code, "signal": sig, "at": at, "asked": self.asked, "cause": cause, "fenced": self.fencing.result}
-        if self.failing:
-            self.exit["message"] = self.failing
+        if self.failing is not None:
+            self.exit["cause"], self.exit["message"] = self.failing
         self.run.write("exit.json", self.exit)
         self.ending.climb(ladder.LEADER_GONE)
 
     @property
     def _fence_owed(self) -> bool:
-        """An unasked end is not over while the dead may still be routed to. A stop does not wait: its controller knows."""
-        return self.fencing.trying and not self.asked
+        """An unasked end is not over while the dead may still be routed to. A stop does not wait: its controller knows.
+
+        Nor does a shutdown: etcd may be going down, too.
+        """
+        return self.fencing.trying and not self.asked and self.terminated != "shutdown"
 
     def _fence_tried(self) -> None:
         self._publish()
@@ -216,6 +238,12 @@ class Keeper:
             self.ending.check(hold=self._fence_owed)
 
     def _entered(self, step: str) -> None:
+        if step != ladder.DONE:
+            self.run.events.add("stop", step)
+        if self.draining and step != ladder.DRAIN:
+            self.draining.stop()
+        elif self.draining:
+            self.draining.begin()
         if step == ladder.GPU_RETURN:
             self.lending.give_back()
         elif step == ladder.GPU_HELD:
@@ -226,8 +254,8 @@ class Keeper:
 
     def _refuted(self, why: str) -> None:
         """It is on a GPU that is another's: end it before that other notices. The run has failed."""
-        if self.exit is None and not self.asked and not self.failing:
-            self.failing = why
+        if self.exit is None and not self.asked and self.failing is None:
+            self.failing = ("gpu", why)
             self.fencing.do()
             self.ending.ask(None)
 
@@ -257,11 +285,8 @@ class Keeper:
         if text.startswith("lost "):  # its count includes all that were told before
             self.notes = [n for n in self.notes if not n.startswith("lost ")]
         self.notes = [*self.notes[-NOTES_KEPT:], text]
-        try:
-            with open(self.run.file("notes"), "a") as file:
-                file.write("%d %s\n" % (wall_ms(), text))
-        except OSError:
-            pass  # a full disk: it is still told
+        if not (text.startswith("lost ") and self.run.events.last["text"].startswith("lost ")):  # one of a series
+            self.run.events.add("note", text)
         self._publish()
 
 
@@ -282,6 +307,7 @@ def become_pump(keeper: Keeper, fd: int) -> None:
 
 def inherit(run: Run, spec: Dict[str, Any], held: spawn.Held, lock: int, fifo: int) -> None:
     """Be the heir of a run whose keeper died: claims and listener are ours already, its tree may be alive."""
+    run = Run(run.base, run.deployment, run.process, run.run)  # what the keeper wrote since it made us, we have not in memory
     record = run.record("run.json")
     if record is None or not record.get("pid"):
         # The keeper died before `recorded`; the child, if there ever was one, read end-of-file and ended.

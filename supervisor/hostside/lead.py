@@ -7,7 +7,8 @@ A controller that was killed, or silent for as long as a link lives without hear
 
 Two may put the holder out: a newer connection of the same controller, whose old link may still hang, and another controller
 that was told to take over. They write the record first and visit then; a link that finds somebody newer on record ends. A
-link that does not even do that (stopped, hung) is passed by: it looks at the record before every change as well.
+link that does not even do that (stopped, hung) is passed by: it looks at the record before every change as well. Who leads
+then kills all who were on record before and are still there, as a link owns nothing.
 
 The epoch on record is counted by this host, not by the clocks of controllers: theirs only order the connections of one of
 them.
@@ -18,11 +19,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import socket
 import time
-from typing import Any, Callable, Dict, Optional
+from typing import Any, Callable, Dict, List, Optional
 
-from . import claims
+from . import claims, procfs, tree
 from .reactor import READ, Reactor
 
 LOOK_S = 0.05
@@ -59,6 +61,7 @@ class Lead:
         self._take_over = False
         self._claim: Optional[socket.socket] = None
         self._facing: Optional[Holder] = None  # the holder at our first visit
+        self._before: List[Dict[str, Any]] = []  # links that were on record before ours, and lived
 
     def seek(self, hello: Holder, patience_s: float, granted: Callable[[], None], refused: Callable[[Holder], None]) -> None:
         """Exactly one of the two is called, now or within `patience_s` (how long a link lives without a line)."""
@@ -129,6 +132,7 @@ class Lead:
         self._write()
         self._granted()
         self._keep(claim)
+        self.reactor.after(PUT_OUT_S, lambda: _end(self._before))
 
     # --- to be there ----------------------------------------------------------------------------------------------------
 
@@ -173,9 +177,40 @@ class Lead:
             self.epoch = known["epoch"]
             return
         self.epoch = max(self._asked, known.get("epoch", 0) + 1)
+        self._before = list(filter(_found, known.get("links", ())))
         path = self._file()
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        draft = "%s.%d" % (path, os.getpid())
-        with open(draft, "w") as file:
-            json.dump(dict(self.me, epoch=self.epoch, asked=self._asked), file)
-        os.rename(draft, path)
+        links = [_here(os.getpid()), *self._before]
+        draft, record = (
+            "%s.%d" % (path, os.getpid()),
+            json.dumps(dict(self.me, epoch=self.epoch, asked=self._asked, links=links)),
+        )
+        try:
+            with open(draft, "w") as file:
+                file.write(record)
+            os.rename(draft, path)
+        except OSError:
+            if os.path.exists(draft):
+                os.unlink(draft)
+            # On a full disk there is room where the last record is. A torn one is no record; none would be no controller.
+            with open(path, "r+") as file:
+                file.write(record)
+                file.truncate()
+
+
+def _here(pid: int) -> Dict[str, Any]:
+    """Who that is: nobody else ever is the same."""
+    process = procfs.read(pid)
+    return {"boot": procfs.boot_id(), "pidns": procfs.pid_namespace(), "pid": pid, "start": process.start if process else 0}
+
+
+def _found(link: Dict[str, Any]) -> Optional[procfs.Process]:
+    """The process, if it is still there."""
+    process = procfs.read(link["pid"])
+    return process if process is not None and _here(process.pid) == link else None
+
+
+def _end(links: List[Dict[str, Any]]) -> None:
+    """They hang, if they are still there. The runs that they started have keepers of their own."""
+    for process in filter(None, map(_found, links)):
+        tree.send(process, signal.SIGKILL)

@@ -41,10 +41,6 @@ class Lent(NamedTuple):
     before_mib: int  # in use by nobody, before the run
 
 
-def claim_name(uuid: str) -> str:
-    return "gpu-%s" % uuid
-
-
 def recorded(record: Dict[str, Any]) -> List[Lent]:
     """The GPUs that a run's record names."""
     return [Lent(one["index"], one["uuid"], one["before_mib"]) for one in record.get("gpus", ())]
@@ -61,7 +57,7 @@ def take(wanted: List[Union[int, str]], free: float, hold: Callable[[str], None]
         raise Unfit("gpu" if look.error else "missing", found)
     uuids = [gpu.uuid for gpu in found]
     for uuid in uuids:
-        hold(claim_name(uuid))
+        hold(gpus.claim_name(uuid))
     if gpus.foreign(look, uuids, ()):
         look = gpus.look(PATIENT_S)  # who was on it then may have been its last holder of ours: the claim is ours only now
     strangers = gpus.foreign(look, uuids, ())

@@ -1,8 +1,9 @@
 """The link: one controller's conversation with this host. It owns nothing: when it dies, nothing else does.
 
-In:  hello, ping, start, stop, fence, http, tail, gpus, purge (JSON lines; the first must be hello)
+In:  hello, ping, start, stop, fence, http, dial, watch, unwatch, tail, gpus, purge (JSON lines; the first must be hello)
 Out: hello with every run on record, {"gpus": …} once they were looked at, then {"state": …} on each change of a run,
-     {"reply": id, …}, {"pong": n}, {"logout": …} when what a logout does has changed
+     {"reply": id, …}, {"news": id, …} of what is watched, {"pong": n}, {"logout": …} when what a logout does has changed,
+     {"leaving": why} when the host begins to shut down (before what ends by it is told) or, with "", does not after all
 
 It ends itself 10 s after the last line it heard: sshd notices a vanished peer only when asked to, and every partition would
 leave a link behind. A host obeys one controller of a deployment only (`lead.py`); a read-only link may not change anything.
@@ -15,17 +16,20 @@ import shutil
 import signal
 import socket
 import time
-from typing import Any, Dict, Optional
+from typing import Any, Callable, Dict, List, Optional
 
-from . import VERSION, birth, facts, gpus, http, lead, logout, pump, rundir
+from . import VERSION, birth, burial, facts, gpus, http, lead, leaving, logout, pump, rundir
+from .dial import dial, stalled
 from .lead import Holder
 from .reactor import Lines, Reactor
 from .rundir import Run
-from .runstate import close_unborn, finished_state, run_state, wall_ms
+from .runstate import finished_state, run_state, wall_ms
+from .watches import Watches
 
 SILENCE_S = 10.0
 HELLO_WAIT_S = 1.0  # for keepers to say how their runs are
 AGAIN_S = 0.05  # between two looks at a run whose keeper went away
+LAST_WORDS_S = 0.5  # for keepers to say that they were sent SIGTERM as well
 
 
 def main(base: str) -> int:
@@ -46,15 +50,20 @@ class Link:
         self.waiting: Optional[Dict[str, Run]] = None  # whose keeper's first word hello waits for
         self.orders: Dict[str, Dict[str, Dict[str, Any]]] = {}  # run -> op -> the last one, for whoever is its keeper
         self.logout: Dict[str, Any] = {}  # the verdict last told
+        self.leaving = ""  # how it shows that the host is shutting down
+        self.terminated = False  # we were sent SIGTERM
+        self.ended_s = float("-inf")  # when a keeper last told that it was
         self.heard = time.monotonic()
         self.lines = 0  # heard so far
         self.lead = lead.Lead(base, reactor, lambda: self.lines, lambda: self.line.send({"ask": "ping"}), self._outranked)
         gpus.prepare()  # before the first fork: keepers and heirs inherit it
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        reactor.on_signals({signal.SIGCHLD: self._reap, signal.SIGTERM: reactor.stop, signal.SIGHUP: reactor.stop})
+        reactor.on_signals({signal.SIGCHLD: self._reap, signal.SIGTERM: self._terminated, signal.SIGHUP: reactor.stop})
         self.line = Lines(reactor, 0, 1, self._received, reactor.stop)
+        self.watches = Watches(reactor.after, self.line.send)
         reactor.every(1.0, self._watch_silence)
+        reactor.every(1.0, self._watch_leaving)
 
     # --- the conversation -----------------------------------------------------------------------------------------------
 
@@ -67,9 +76,15 @@ class Link:
         elif op == "ping":
             self.line.send({"pong": message.get("n")})
         elif op == "http":
-            self._http(message)
+            http.ask(self.reactor, message, lambda said: self._reply(message, **said))
+        elif op == "dial":
+            self._dial(message)
+        elif op == "watch":
+            self._begin_watch(message)
+        elif op == "unwatch":
+            self.watches.end(message)
         elif op == "gpus":
-            gpus.ask(self.reactor, gpus.DEADLINE_S, lambda look: self._reply(message, gpus=gpus.told(look)))
+            gpus.ask(self.reactor, gpus.DEADLINE_S, lambda look: self._reply(message, gpus=gpus.told(look)), True)
         elif op == "tail":
             run = self._run(message)
             log = pump.Log(run.file("log") if run else "")
@@ -105,16 +120,19 @@ class Link:
         self.reactor.stop()
 
     def _welcome(self) -> None:
-        self.waiting = {}
         latest: Dict[str, Run] = {}
+        unfinished: List[Run] = []
         for run in rundir.runs(self.base, self.deployment):
-            if run.finished:
-                latest[run.process] = run
-            else:
-                latest.pop(run.process, None)
-                self._attach(run)
+            latest[run.process] = run
+            if not run.finished:
+                unfinished.append(run)
         for run in latest.values():
-            self.states[run.run] = finished_state(run)
+            if run not in unfinished:
+                self.states[run.run] = finished_state(run)
+        # All of them at once: what is closed on the spot must not be taken for the last one that was waited for.
+        self.waiting = {run.run: run for run in unfinished}
+        for run in unfinished:
+            self._attach(run)
         self.reactor.after(HELLO_WAIT_S, self._answer_hello)
         self._heard_all()
 
@@ -137,11 +155,19 @@ class Link:
         self.waiting = None
         found = facts.host_facts(self.base)
         self.logout = found["logout"]
-        self.line.send({"hello": dict(found, runs=list(self.states.values()), led_by=self.led_by)})
+        self.leaving = self.leaving or leaving.sign(self.terminated) or ""
+        said = dict(found, runs=list(self.states.values()), led_by=self.led_by, leaving=self.leaving)
+        self.line.send({"hello": said})
         gpus.watch(self.reactor, lambda look: self.line.send({"gpus": gpus.told(look)}))
 
     def _tell(self, state: Dict[str, Any]) -> None:
         run = state["run"]
+        if state["phase"] == "gone" and self._overlooked(state["process"]):
+            self.reactor.stop()  # the next hello tells of both
+            return
+        if state.get("terminated") and not self.states.get(run, {}).get("terminated"):
+            self.ended_s = time.monotonic()
+            self._judge_leaving()
         self.states[run] = state
         if state["phase"] == "gone":
             self.orders.pop(run, None)
@@ -150,6 +176,16 @@ class Link:
             self._heard_all()
         else:
             self.line.send({"state": state})
+
+    def _overlooked(self, process: str) -> bool:
+        """A run that lives and was on no record when we greeted: a link killed just then had forked its keeper. Whatever is
+        started beside it is refused, as it holds the claims.
+        """
+        if self.waiting is not None or self.read_only:
+            return False
+        known = {*self.states, *self.keepers}
+        on_record = (run for run in rundir.runs(self.base, self.deployment) if run.process == process)
+        return any(run.run not in known and not run.finished for run in on_record)
 
     def _may_change(self, message: Dict[str, Any]) -> bool:
         if self.read_only:
@@ -168,7 +204,10 @@ class Link:
         if run.run in self.keepers or os.path.isdir(run.path):
             # A repeated start is one start. What two links ask at once meets at the mkdir of the run directory.
             return self._tell(self.states[run.run]) if run.run in self.states else self._attach(run)
-        rundir.prune(self.base, self.deployment, spec["process"])
+        if self.leaving:
+            return self._tell(_never(run, "shutdown", "its host is shutting down: %s" % self.leaving))
+        for forgotten in rundir.prune(self.base, self.deployment, spec["process"]):
+            self.states.pop(forgotten, None)
         self._judge_logout()
         ours, theirs = socket.socketpair()
         pid = os.fork()
@@ -204,12 +243,15 @@ class Link:
                 os.close(lock)
                 return self._tell(finished_state(run))
             record = run.record("run.json")
-            if record is None:
-                close_unborn(run, None, "its keeper died while starting it")
-                os.close(lock)
-                return self._tell(finished_state(run))
-            self._fork_heir(run, record, lock)
+            if not burial.outlived(run, record):
+                self._fork_heir(birth.adopt_abandoned, run, record, lock)
+            elif burial.fence_owed(run, record):
+                self._fork_heir(burial.bury, run, record, lock)
+            else:
+                burial.close(run)
             os.close(lock)
+            if run.finished:
+                return self._tell(finished_state(run))
         elif record is not None:
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
@@ -231,12 +273,9 @@ class Link:
         if self.states.get(run.run, {}).get("phase") != "gone" and os.path.isdir(run.path):
             self.reactor.after(AGAIN_S, lambda: self._attach(run))
         elif not os.path.isdir(run.path):
-            self._tell(run_state(run, {}, {}, {
-                "code": None, "signal": None, "at": wall_ms(), "asked": False, "cause": "start",
-                "message": "its keeper died before it began",
-            }, "gone"))  # fmt: skip
+            self._tell(_never(run, "start", "its keeper died before it began"))
 
-    def _fork_heir(self, run: Run, record: Dict[str, Any], lock: int) -> None:
+    def _fork_heir(self, live: Callable[[Run, Any, int], None], run: Run, record: object, lock: int) -> None:
         pid = os.fork()
         if pid:
             return
@@ -244,7 +283,7 @@ class Link:
         try:
             os.setsid()
             signal.set_wakeup_fd(-1)
-            birth.adopt_abandoned(run, record, lock)
+            live(run, record, lock)
             code = 0
         finally:
             os._exit(code)
@@ -265,22 +304,50 @@ class Link:
         except ChildProcessError:
             pass
 
+    # --- the host ends --------------------------------------------------------------------------------------------------
+
+    def _terminated(self) -> None:
+        """If this is the end of the whole host, say so first: who hears only that its runs end starts them here again."""
+        self.terminated = True
+        self._judge_leaving()
+        self.reactor.after(LAST_WORDS_S if self.keepers and not self.leaving else 0.0, self.reactor.stop)
+
+    def _judge_leaving(self) -> None:
+        if self.leaving:
+            return
+        together = self.terminated and time.monotonic() - self.ended_s < leaving.TOGETHER_S
+        self._leaves(leaving.sign(self.terminated) or (leaving.TO_ALL if together else ""))
+
+    def _leaves(self, why: str) -> None:
+        if why != self.leaving and self.waiting is None:
+            self.line.send({"leaving": why})
+        self.leaving = why
+
+    def _watch_leaving(self) -> None:
+        """A shutdown can be called off."""
+        if self.leaving and not self.terminated and leaving.sign(False) == "":
+            self._leaves("")
+
     # --- small services -------------------------------------------------------------------------------------------------
 
     def _run(self, message: Dict[str, Any]) -> Optional[Run]:
         state = self.states.get(message["run"])
         return None if state is None else Run(self.base, self.deployment, state["process"], state["run"])
 
-    def _http(self, message: Dict[str, Any]) -> None:
-        def done(status: int, body: bytes, error: str) -> None:
-            self._reply(message, status=status, body=body.decode("latin-1"), error=error)
+    def _begin_watch(self, message: Dict[str, Any]) -> None:
+        def log(done: Callable[[Dict[str, Any]], None]) -> None:
+            run = self._run(message)
+            done({"end": pump.Log(run.file("log")).end() if run else 0})
 
-        host, port = message["host"], int(message["port"])
-        data = http.request(
-            message.get("method", "GET"), "%s:%d" % (host, port), message["path"], message.get("headers", {}),
-            message.get("body", "").encode("latin-1"),
-        )  # fmt: skip
-        http.Exchange(self.reactor, host, port, data, float(message.get("timeout_s", 5.0)), done)
+        self.watches.begin(message, log if "run" in message else lambda done: http.ask(self.reactor, message, done))
+
+    def _dial(self, message: Dict[str, Any]) -> None:
+        doors = [(str(host), int(port)) for host, port in message["to"]]
+
+        def done(took: List[bool]) -> None:
+            self._reply(message, answered=took, stalled=stalled(doors))
+
+        dial(self.reactor, doors, float(message["timeout_s"]), done)
 
     def _purge(self, message: Dict[str, Any]) -> None:
         """Forget a deployment on this host: logs, records, data. Refused while a run of it lives."""
@@ -292,3 +359,9 @@ class Link:
 
     def _reply(self, message: Dict[str, Any], **said: Any) -> None:
         self.line.send({"reply": message["id"], **said})
+
+
+def _never(run: Run, cause: str, message: str) -> Dict[str, Any]:
+    """A run that did not begin, and of which there is no record."""
+    ended = {"code": None, "signal": None, "at": wall_ms(), "asked": False, "cause": cause, "message": message}
+    return run_state(run, {}, {}, ended, "gone")

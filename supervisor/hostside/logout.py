@@ -10,6 +10,7 @@ systemd-logind, measured on 252 (logind.conf(5), loginctl(1)); a keeper is where
 So: with linger a keeper moves into a scope of its own below the user manager; without, it stays where it is, and
 where staying means dying nothing is started at all. Root is not killed by default and stays. What is in no session
 (a system service, a container, sshd without PAM) logind does not end; but it still empties /dev/shm (RemoveIPC).
+A controller that is a service has its links in units which end with them (transport/unit.py): a keeper never stays there.
 """
 
 from __future__ import annotations
@@ -17,19 +18,17 @@ from __future__ import annotations
 import os
 import pwd
 import re
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional
 
-from . import dbus
+from . import dbus, scope
 from .rundir import Run
 from .spawn import Refused
 
 SYSTEMD = "/run/systemd/system"  # is there exactly where systemd is PID 1: sd_booted(3)
 LINGER = "/var/lib/systemd/linger"  # a file by the user's name: what logind itself looks at
-ASK_S, MOVE_S = 1.0, 3.0
+ASK_S = 1.0
 LOGIND = ("org.freedesktop.login1", "/org/freedesktop/login1")
-MANAGER = ("org.freedesktop.systemd1", "/org/freedesktop/systemd1")
 FIRST_USER = 1000  # RemoveIPC spares system users
-STOP_SPARE_S = 15.0  # what systemd waits longer than the run's own ladder climbs
 
 SESSION, USER_MANAGER, NEITHER = "session", "user manager", "neither"
 
@@ -49,6 +48,12 @@ class Place(NamedTuple):
     where: str
     linger: bool
     rules: Optional[Rules]
+    controller: Optional[str] = None  # its unit, where ours is there for its link only
+
+    @property
+    def system(self) -> bool:
+        """It is the machine's manager that we are below, and move below."""
+        return self.controller is not None and self.where == NEITHER
 
     @property
     def doomed(self) -> bool:
@@ -77,10 +82,11 @@ def settle(run: Run, spec: Dict[str, Any]) -> Optional[str]:
     place = look()
     if moves(place):
         try:
-            move(scope_name(run), float(spec.get("term_s", 30.0)))
+            scope.move(run, spec, place.system, place.controller)
             return None
         except (OSError, dbus.Failed) as error:
-            why = "cannot move into a scope of the user manager of %s: %s" % (place.user, error)
+            whose = "systemd" if place.system else "the user manager of %s" % place.user
+            why = "cannot move into a scope of %s: %s" % (whose, error)
             if place.doomed:
                 raise Refused("logout", "%s; and %s" % (why, judge(place._replace(linger=False)).why)) from None
             return why
@@ -91,7 +97,7 @@ def settle(run: Run, spec: Dict[str, Any]) -> Optional[str]:
 
 
 def moves(place: Place) -> bool:
-    return place.linger and (place.uid != 0 or place.doomed)
+    return place.controller is not None or (place.linger and (place.uid != 0 or place.doomed))
 
 
 def judge(place: Place) -> Verdict:
@@ -121,8 +127,9 @@ def look() -> Place:
     if not os.path.isdir(SYSTEMD):
         return Place(user, uid, NEITHER, False, None)
     with open("/proc/self/cgroup") as file:
-        where = whereabouts(own_cgroup(file.read()))
-    return Place(user, uid, where, os.path.exists(os.path.join(LINGER, user)), _rules(user))
+        cgroup = own_cgroup(file.read())
+    linger = os.path.exists(os.path.join(LINGER, user))
+    return Place(user, uid, whereabouts(cgroup), linger, _rules(user), scope.passing(cgroup))
 
 
 def own_cgroup(text: str) -> str:
@@ -158,33 +165,3 @@ def killed(user: str, everybody: bool, only: List[str], but_not: List[str]) -> b
     if user in (but_not or ["root"]):
         return False
     return user in only if only else everybody
-
-
-def scope_name(run: Run) -> str:
-    """Unique, also for the second keeper of a run: the first one's scope is there while its tree is."""
-    name = "-".join(("noray", run.deployment, run.process, run.run, str(os.getpid())))
-    return re.sub(r"[^A-Za-z0-9:_.-]", "_", name)[:240] + ".scope"
-
-
-def move(name: str, term_s: float) -> None:
-    """Into a transient scope of our user manager. It goes when the last of us has gone; a stop of it is SIGTERM to all.
-
-    By the manager's own socket, as systemctl does: it needs neither a session bus nor XDG_RUNTIME_DIR.
-    """
-    properties: List[Tuple[str, Tuple[str, Any]]] = [
-        ("Description", ("s", name)),
-        ("PIDs", ("au", [os.getpid()])),
-        ("Delegate", ("b", True)),  # below it a cgroup for the tree can be made
-        ("CollectMode", ("s", "inactive-or-failed")),
-        ("TimeoutStopUSec", ("t", int((term_s + STOP_SPARE_S) * 1e6))),
-    ]
-    with dbus.Bus("/run/user/%d/systemd/private" % os.getuid(), MOVE_S, direct=True) as bus:
-        (job,) = bus.call(
-            *MANAGER, MANAGER[0] + ".Manager", "StartTransientUnit", "ssa(sv)a(sa(sv))", name, "fail", properties, []
-        )
-        while True:
-            _, done, _, result = bus.signal("JobRemoved")
-            if done == job:
-                break
-    if result != "done":
-        raise dbus.Failed("its job ended with: %s" % result)

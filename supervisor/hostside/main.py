@@ -6,9 +6,11 @@ from typing import Callable, Dict
 
 # They import all the rest, here, before anything daemonises: a keeper that lives for weeks must not come back to an
 # archive that was swept away meanwhile.
-from . import doctor, link, tail
+from . import doctor, eject, link, survey, tail
 
-PROGRAMS: Dict[str, Callable[[str], int]] = {"link": link.main, "tail": tail.main, "doctor": doctor.main}
+PROGRAMS: Dict[str, Callable[[str], int]] = {
+    "link": link.main, "tail": tail.main, "doctor": doctor.main, "survey": survey.main, "eject": eject.main,
+}  # fmt: skip
 
 
 def main(program: str, base: str) -> int:

@@ -13,12 +13,14 @@ import os
 import sys
 import types
 import zlib
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 LIBRARY = "libnvidia-ml.so.1"
 DEFAULT_FOLDERS = ("/lib64", "/usr/lib64", "/lib", "/usr/lib", "/usr/local/lib", "/usr/lib/wsl/lib")
 DEVICE = "/dev/nvidiactl"
 VGPU_GUEST = 2  # NVML_GPU_VIRTUALIZATION_MODE_VGPU
+PCI = "/sys/bus/pci/devices"
+NODE_WORDS = 16  # of 64 bits: 1024 NUMA nodes, as many as Linux can have
 
 _text = b""  # of pynvml.py, compressed; read while the archive that we run from is certainly there
 _code = b""  # what it compiled to, compressed
@@ -68,18 +70,25 @@ def remember(code: bytes) -> None:
     _code = _code or code
 
 
-def read() -> Tuple[Dict[str, Any], bytes]:
-    """All that is asked of NVML, as plain data, and what to `remember`. Raises nothing for what NVML can answer."""
+def read(wide: bool = False) -> Tuple[Dict[str, Any], bytes]:
+    """All that is asked of NVML, as plain data, and what to `remember`. Raises nothing for what NVML can answer.
+
+    `wide`: also what placement and people want to know, and a keeper that looks every second does not.
+    """
     pynvml, code = _load()
     try:
         pynvml.nvmlInit()
         driver = _text_of(pynvml.nvmlSystemGetDriverVersion())
         cards = [_card(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount())]
+        found: Dict[str, Any] = {"driver": driver, "cards": cards}
+        if wide:
+            found.update(wide=True, cuda=_cuda(pynvml))
+            _widen(pynvml, cards)
     except pynvml.NVMLError as error:
         if error.value in (pynvml.NVML_ERROR_DRIVER_NOT_LOADED, pynvml.NVML_ERROR_LIBRARY_NOT_FOUND):
             return {"none": "the NVIDIA driver is not loaded"}, code
         return {"error": "NVML says: %s" % error}, code
-    return {"driver": driver, "cards": cards}, code
+    return found, code
 
 
 def _load() -> Tuple[Any, bytes]:
@@ -142,6 +151,89 @@ def _holders(nvml: Any, handle: Any) -> Optional[List[Dict[str, Any]]]:
             # who stands in both lists computes
             found.setdefault(process.pid, {"pid": process.pid, "mib": mib, "kind": kind.lower()})
     return sorted(found.values(), key=lambda holder: int(holder["pid"]))
+
+
+def _cuda(nvml: Any) -> Optional[str]:
+    """The newest CUDA that this driver runs; None where it does not say."""
+    try:
+        version = nvml.nvmlSystemGetCudaDriverVersion_v2()
+    except nvml.NVMLError:
+        return None
+    return "%d.%d" % (version // 1000, version % 1000 // 10)
+
+
+def _widen(nvml: Any, cards: List[Dict[str, Any]]) -> None:
+    """What one of these questions fails at costs its own answer, and never the card: `unsaid` has the reason.
+
+    None without a reason: this card, driver or library has no such thing.
+    """
+    handles = dict(_handles(nvml, cards))
+    for card in cards:
+        handle = handles.get(card["index"])
+        for name, ask in _questions(nvml, handle, handles).items() if handle is not None else ():
+            try:
+                card[name] = _perhaps(nvml, ask)
+            except nvml.NVMLError as error:
+                card.setdefault("unsaid", {})[name] = str(error)
+
+
+def _handles(nvml: Any, cards: List[Dict[str, Any]]) -> Iterator[Tuple[int, Any]]:
+    for card in cards:
+        try:
+            yield card["index"], nvml.nvmlDeviceGetHandleByIndex(card["index"])
+        except nvml.NVMLError:
+            pass  # its `error` says so
+
+
+def _questions(nvml: Any, handle: Any, handles: Dict[int, Any]) -> Dict[str, Callable[[], Any]]:
+    errors = (nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nvml.NVML_VOLATILE_ECC)
+    return {
+        "numa": lambda: _numa(nvml, handle),
+        "nvlink": lambda: _nvlink(nvml, handle, handles),
+        "util_percent": lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu,
+        "temp_c": lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
+        "power_w": lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1000,
+        "power_limit_w": lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000,
+        "ecc": lambda: bool(nvml.nvmlDeviceGetEccMode(handle)[0]),
+        "ecc_errors": lambda: nvml.nvmlDeviceGetTotalEccErrors(handle, *errors),  # uncorrected, since the driver was loaded
+    }
+
+
+def _numa(nvml: Any, handle: Any) -> Optional[int]:
+    """The node of the host's memory that is nearest. Not nvmlDeviceGetNumaNodeId: that is a card's own memory, where it is
+    a node itself (Grace Hopper), and not supported elsewhere. Several nearest ones are as good as none."""
+    try:
+        words = nvml.nvmlDeviceGetMemoryAffinity(handle, NODE_WORDS, nvml.NVML_AFFINITY_SCOPE_NODE)
+        nodes = [64 * n + bit for n, word in enumerate(words) for bit in range(64) if word >> bit & 1]
+        if len(nodes) == 1:
+            return nodes[0]
+    except nvml.NVMLError:
+        pass  # the kernel knows it too
+    at = nvml.nvmlDeviceGetPciInfo(handle)
+    try:
+        with open("%s/%04x:%02x:%02x.0/numa_node" % (PCI, at.domain, at.bus, at.device)) as file:
+            node = int(file.read())
+    except (OSError, ValueError):
+        return None
+    return node if node >= 0 else None
+
+
+def _nvlink(nvml: Any, handle: Any, handles: Dict[int, Any]) -> List[int]:
+    """The cards it reaches over NVLink, by links of its own or a switch. One that cannot be asked about is none of them."""
+    found, failed, asked = [], None, 0
+    for index, other in handles.items():
+        if other is handle:
+            continue
+        try:
+            status = nvml.nvmlDeviceGetP2PStatus(handle, other, nvml.NVML_P2P_CAPS_INDEX_NVLINK)
+            asked += 1
+            if status == nvml.NVML_P2P_STATUS_OK:
+                found.append(index)
+        except nvml.NVMLError as error:
+            failed = error
+    if failed is not None and not asked:
+        raise failed
+    return found
 
 
 def _running(nvml: Any, function: str, handle: Any) -> Optional[List[Any]]:

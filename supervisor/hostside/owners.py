@@ -40,11 +40,10 @@ class Member(NamedTuple):
 
 def here(base: str) -> Iterator[Tuple[Run, Dict[str, Any]]]:
     """Every run on record whose records are about this boot and pid namespace, of every deployment; and its run.json."""
-    boot, pidns = procfs.boot_id(), procfs.pid_namespace()
     for deployment in rundir.subdirectories(os.path.join(base, "runs")):
         for run in rundir.runs(base, deployment):
             record = run.record("run.json")
-            if record and record.get("pid") and (record.get("boot"), record.get("pidns")) == (boot, pidns):
+            if record and record.get("pid") and not procfs.elsewhere(record):
                 yield run, record
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import pwd
-from typing import Dict, Iterator, List, NamedTuple, Optional, Set
+import time
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Set
 
 
 class Process(NamedTuple):
@@ -130,6 +131,35 @@ def boot_id() -> str:
 
 def pid_namespace() -> str:
     return os.readlink("/proc/self/ns/pid")
+
+
+def elsewhere(record: Dict[str, Any]) -> str:
+    """Why the pids of this record name nobody here: "reboot", "container", or "" where they do.
+
+    Of a container that was started again the boot id is the same, and on kernels that give numbers of namespaces anew its pid
+    namespace has the old number too. When its first process began has not.
+    """
+    if record.get("boot") != boot_id():
+        return "reboot"
+    first = read(1)
+    began = record.get("init", first and first.start)  # records of older versions have none
+    if record.get("pidns") != pid_namespace() or (first is not None and first.start != began):
+        return "container"
+    return ""
+
+
+def here() -> Dict[str, Any]:
+    """What `elsewhere` compares."""
+    first = read(1)
+    found: Dict[str, Any] = {"boot": boot_id(), "pidns": pid_namespace()}
+    return found if first is None else dict(found, init=first.start)  # none: /proc is mounted with hidepid
+
+
+def up_since() -> float:
+    """When this machine, or the container that we are in, came up, on the wall clock."""
+    first = read(1)
+    ticks = first.start if first is not None else 0
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + ticks / os.sysconf("SC_CLK_TCK")
 
 
 def set_title(title: str) -> None:

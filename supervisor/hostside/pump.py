@@ -71,6 +71,11 @@ class Log:
         firsts = self.segments()
         return firsts[-1] + os.stat(self.path(firsts[-1])).st_size if firsts else 0
 
+    def written_ms(self) -> int:
+        """When it was last written to, on the wall clock; 0 if it never was."""
+        firsts = self.segments()
+        return int(os.stat(self.path(firsts[-1])).st_mtime * 1000) if firsts else 0
+
     def read(self, offset: int, limit: int) -> Tuple[int, bytes]:
         """Up to `limit` bytes from `offset`, or from the oldest byte kept; returns (offset of the first byte, bytes)."""
         firsts = self.segments()

@@ -6,7 +6,7 @@ import os
 import time
 from typing import Any, Dict, Optional
 
-from . import cgroup, lending, procfs, pump, spawn
+from . import cgroup, events, lending, procfs, pump, spawn
 from .rundir import Run
 
 TAIL_BYTES = 4096  # of its log are told with a run that is over
@@ -44,6 +44,8 @@ def run_state(
         "asked": bool((ended or {}).get("asked")),
     }
     state.update(more)
+    if "events" not in state:  # told by somebody else than its owner
+        state["events"] = events.read(run.file(events.NAME))
     if phase == "gone":
         state["tail"] = pump.Log(run.file("log")).tail(TAIL_BYTES).decode("latin-1")
     return state
@@ -54,6 +56,9 @@ def finished_state(run: Run) -> Dict[str, Any]:
     gone = run.record("gone.json") or {}
     spec, born = run.record("spec.json") or {}, run.record("run.json") or {}
     ended = run.record("exit.json")
+    if ended is not None and ended.get("cause") == "terminated" and procfs.elsewhere(born):
+        # Nobody could tell then: of a plain init the first that shows is that everything on it gets SIGTERM.
+        ended = dict(ended, cause="shutdown", message="its keeper was sent SIGTERM, and its host was started again after that")
     fenced = gone.get("fenced") or (ended or {}).get("fenced")
     return run_state(run, spec, born, ended, "gone", notes=gone.get("notes", []), fenced=fenced)
 
@@ -70,6 +75,11 @@ def close_unborn(run: Run, held: Optional[spawn.Held], why: str, cause: str = "s
     run.write("gone.json", {"at": wall_ms(), "notes": []})
     unlink_channels(run)
     return ended
+
+
+def when(at: float) -> str:
+    """A moment as a sentence has it, in the host's own time."""
+    return time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(at))
 
 
 def unlink_channels(run: Run) -> None:

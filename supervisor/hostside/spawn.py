@@ -19,9 +19,9 @@ import resource
 import signal
 import socket
 import time
-from typing import Any, Dict, List, NamedTuple, Optional
+from typing import Any, Dict, Iterable, List, NamedTuple, Optional
 
-from . import claims, lending, ports, procfs, roster
+from . import claims, gpus, lending, ports, procfs, roster
 from .rundir import Run, runs, subdirectories
 
 
@@ -66,10 +66,10 @@ def holder(run: Run, spec: Dict[str, Any]) -> Dict[str, Any]:
     }
 
 
-def claim_names(run: Run, lent: List[lending.Lent], numbers: Dict[str, int]) -> List[str]:
+def claim_names(run: Run, lent: List[lending.Lent], numbers: Iterable[int]) -> List[str]:
     """What a run must hold: its process's name (never two live runs of one process), its GPUs, its ports."""
     name = "run-%d-%s-%s" % (os.getuid(), run.deployment, run.process)
-    return [name, *(lending.claim_name(one.uuid) for one in lent), *("port-%d" % port for port in numbers.values())]
+    return [name, *(gpus.claim_name(one.uuid) for one in lent), *("port-%d" % port for port in numbers)]
 
 
 def claim(run: Run, spec: Dict[str, Any]) -> Held:
@@ -83,11 +83,11 @@ def claim(run: Run, spec: Dict[str, Any]) -> Held:
         for path in spec.get("needs", []):
             if not os.path.exists(path):
                 raise Refused("missing", "%s does not exist on this host" % path)
-        for name in claim_names(run, [], {}):
+        for name in claim_names(run, [], ()):
             hold(name)
         wanted = spec.get("gpus", [])
         lent = lending.take(wanted, float(spec.get("gpu_free", 0.0)), hold) if wanted else []
-        _not_outlived(run, claim_names(run, lent, {}))
+        _not_outlived(run, claim_names(run, lent, ()))
         low, high = spec.get("port_range", [18000, 19999])
         numbers, port_claims = ports.choose(spec.get("ports", {}), low, high)
         held += port_claims
@@ -106,9 +106,9 @@ def _not_outlived(run: Run, names: List[str]) -> None:
     for deployment in subdirectories(os.path.join(run.base, "runs")):
         for other in runs(run.base, deployment):
             record = None if other.finished or other.path == run.path else other.record("run.json")
-            if record is None or record.get("boot") != procfs.boot_id():
+            if record is None or procfs.elsewhere(record):
                 continue
-            shared = set(names) & set(claim_names(other, lending.recorded(record), {}))
+            shared = set(names) & set(claim_names(other, lending.recorded(record), ()))
             if shared and roster.follower(other, record).members():
                 raise Refused("held", "%s is held by run %s, whose keeper died" % (min(shared), other.run))
 

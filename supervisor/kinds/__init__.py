@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from supervisor.kinds import etcd, frontend, mocker
+from supervisor.kinds import etcd, frontend, mocker, vllm
 from supervisor.kinds.base import Kind
 
 KINDS: Mapping[str, Kind] = MappingProxyType(
@@ -13,5 +13,6 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "etcd": etcd.KIND,
         "frontend": frontend.KIND,
         "mocker": mocker.KIND,
+        "vllm": vllm.KIND,
     }
 )

@@ -1,12 +1,14 @@
 """What a kind is: pure knowledge of how to launch one sort of process, and nothing else.
 
 A kind turns what the operator wrote into a `LaunchSpec`. It never awaits, reads a file or opens a port. Ports may be
-left to the host: a `${port.NAME}` in argv or env is replaced there by the number that was bind-tested and claimed.
+left to the host: a `${port.NAME}` in argv or env is replaced there by the number that was bind-tested and claimed, the first
+of them where a process opens several in a row.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -38,10 +40,13 @@ class LaunchSpec:
     """How to run one process. `ports` maps a name to a fixed number, or 0 = chosen on the host at each start."""
 
     argv: tuple[str, ...]
-    env: Mapping[str, str] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict)  # what the operator's own env does not change
+    defaults: Mapping[str, str] = field(default_factory=dict)  # what it may
     ports: Mapping[str, int] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)  # how many in a row, of those that are more than one
     bind: str = "127.0.0.1"  # the address the ports are bind-tested on
     binds: Mapping[str, str] = field(default_factory=dict)  # ports that listen elsewhere than `bind`
+    gpu_free: float = 0.0  # the part of its GPUs' memory that must be free before it starts, 0..1
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +72,7 @@ RETURN_S = 30.0
 class Kind:
     """One line of the registry: how to launch, and what the rest of noray must know to treat it well.
 
+    `alive_s`: how long one that was ready may give no sign of working before it is fenced, ended and started anew.
     Ranks order what must be ordered; equal ranks go together. `start_rank` gates *readiness*, not spawning: on a cold
     start all are spawned at once, since Dynamo itself retries etcd for 120 s and waiting costs 0.9 s.
     """
@@ -75,6 +81,7 @@ class Kind:
     stop: Stop
     start_rank: int
     stop_rank: int
+    alive_s: float
     ports: Mapping[str, str]  # every name `launch` uses, and what listens there
     owned: frozenset[str]  # engine flags in snake_case that noray sets itself; the operator's `args` must not
 
@@ -123,6 +130,32 @@ def dynamo_env(cell: Cell) -> dict[str, str]:
     return env
 
 
+def worker_env(site: Site, cell: Cell, service: str, model: str) -> dict[str, str]:
+    """The environment of everything that registers in Dynamo and is routed to."""
+    env = {
+        **dynamo_env(cell),
+        "DYN_NAMESPACE": namespace_of(cell, service),
+        # Frontends fetch tokenizer and config here; without it a local model is never listed. Also the advertised
+        # address, hence not 0.0.0.0.
+        "DYN_SYSTEM_HOST": site.address,
+        "DYN_SYSTEM_PORT": "${port.system}",
+        # The request plane. Its address is how we tell which instance in the registry is ours.
+        "DYN_TCP_RPC_HOST": site.address,
+        "DYN_TCP_RPC_PORT": "${port.rpc}",
+    }
+    if model.startswith("/"):
+        env["HF_HUB_OFFLINE"] = "1"
+    return env
+
+
+WORKER_PORTS = {
+    "system": "/health, /metrics, model metadata; at most MAX_SYSTEM_PORT",
+    "rpc": "requests; names the instance in the registry",
+}
+# Of every worker's own flags: discovery and planes are the cell's.
+WORKER_OWNED = frozenset({"namespace", "endpoint", "discovery_backend", "request_plane", "event_plane"})
+
+
 def clashes(owned: frozenset[str], args: Mapping[str, object], extra_args: Sequence[str]) -> tuple[str, ...]:
     """The operator's flags that noray sets itself, as the operator wrote them."""
     bad = [key for key in args if key.replace("-", "_").removeprefix("no_") in owned]
@@ -130,6 +163,18 @@ def clashes(owned: frozenset[str], args: Mapping[str, object], extra_args: Seque
         if word.startswith("--") and word[2:].partition("=")[0].replace("-", "_").removeprefix("no_") in owned:
             bad.append(word)
     return tuple(bad)
+
+
+def parallel(args: Mapping[str, object], *sizes: str) -> int:
+    """The product of an engine's parallel sizes; one that is not given, or no number, is 1."""
+    values = (args.get(f"{size}_parallel_size") for size in sizes)
+    return math.prod(value for value in values if type(value) is int and value > 0)
+
+
+def given(key: str, args: Mapping[str, object], extra_args: Sequence[str]) -> bool:
+    """Whether the operator gives this flag, either way."""
+    words = (*args, *(word.partition("=")[0].removeprefix("--").replace("-", "_") for word in extra_args if word[:2] == "--"))
+    return any(word.removeprefix("no_") == key for word in words)
 
 
 def flags(args: Mapping[str, object]) -> tuple[str, ...]:

@@ -37,6 +37,7 @@ KIND = Kind(
     stop=Stop(drain_s=0.0, term_s=10.0, because="nothing to drain; etcd ends 20 ms after SIGTERM"),
     start_rank=0,
     stop_rank=2,
+    alive_s=300.0,  # every process hangs on its lease: nobody is in a hurry to end it
     ports={"client": "gRPC and JSON gateway, what ETCD_ENDPOINTS names", "peer": "raft; unused by a single member"},
     owned=frozenset(),
 )

@@ -47,6 +47,7 @@ KIND = Kind(
     stop=Stop(drain_s=0.0, term_s=60.0, because="Dynamo's frontend ends after its last stream and has no limit of its own"),
     start_rank=1,
     stop_rank=0,
+    alive_s=300.0,
     ports={"http": "clients, /health, /v1/models", "stream": "responses of workers; on the interface Dynamo detects"},
     owned=frozenset(
         {

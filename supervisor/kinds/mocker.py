@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from supervisor.kinds.base import Cell, Kind, LaunchSpec, Site, Stop, dynamo_env, flags, namespace_of
+from supervisor.kinds.base import WORKER_OWNED, WORKER_PORTS, Cell, Kind, LaunchSpec, Site, Stop, flags, worker_env
+
+# It uses no GPU and has no such flags; here too they say how many a replica is given. `data_parallel_size` it does have.
+NOT_ITS_OWN = frozenset({"tensor_parallel_size", "pipeline_parallel_size"})
 
 
 def mocker(
@@ -17,31 +20,19 @@ def mocker(
     args: Mapping[str, object],
     extra_args: Sequence[str],
 ) -> LaunchSpec:
-    env = {
-        **dynamo_env(cell),
-        "DYN_NAMESPACE": namespace_of(cell, service),
-        # Frontends fetch tokenizer and config here; without it a local model is never listed. Also the advertised
-        # address, hence not 0.0.0.0.
-        "DYN_SYSTEM_HOST": site.address,
-        "DYN_SYSTEM_PORT": "${port.system}",
-        # The request plane. Its address is how we tell which instance in the registry is ours.
-        "DYN_TCP_RPC_HOST": site.address,
-        "DYN_TCP_RPC_PORT": "${port.rpc}",
-        # A mocker has no canary: without this /health is 503 for ever. Works in 1.4.2, though it warns "deprecated".
-        "DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS": '["generate"]',
-    }
-    if model.startswith("/"):
-        env["HF_HUB_OFFLINE"] = "1"
     return LaunchSpec(
         argv=(
             *(site.python, "-m", "dynamo.mocker"),
-            # It uses no GPU and has no such flag; here too that says how many a replica is given.
-            *flags({key: value for key, value in args.items() if key != "tensor_parallel_size"}),
+            *flags({key: value for key, value in args.items() if key not in NOT_ITS_OWN}),
             *extra_args,
             *("--model-path", model),
             *("--model-name", served_as),
         ),
-        env=env,
+        env={
+            **worker_env(site, cell, service, model),
+            # A mocker has no canary: without this /health is 503 for ever. Works in 1.4.2, though it warns "deprecated".
+            "DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS": '["generate"]',
+        },
         ports={"system": 0, "rpc": 0},
         bind=site.address,
     )
@@ -55,14 +46,7 @@ KIND = Kind(
     stop=Stop(drain_s=60.0, term_s=30.0, because="Dynamo's worker finishes what is in flight, for up to 900 s by itself"),
     start_rank=1,
     stop_rank=1,
-    ports={
-        "system": "/health, /metrics, model metadata; at most MAX_SYSTEM_PORT",
-        "rpc": "requests; names the instance in the registry",
-    },
-    owned=frozenset(
-        {
-            *("model_path", "model_name", "endpoint", "num_workers"),
-            *("discovery_backend", "request_plane", "event_plane"),
-        }
-    ),
+    alive_s=20.0,
+    ports=WORKER_PORTS,
+    owned=WORKER_OWNED | {"model_path", "model_name", "num_workers"},
 )

@@ -13,9 +13,16 @@ from supervisor.core.restart import RestartPolicy
 from supervisor.core.wanted import Wanted
 from supervisor.errors import FileError
 from supervisor.kinds import KINDS
-from supervisor.kinds.base import MAX_SYSTEM_PORT, clashes
+from supervisor.kinds.base import given
+from supervisor.plan import checks
+from supervisor.plan.place import Ask, Seat
 from supervisor.spec import Deployment, Host, Inventory, Model
-from supervisor.spec.gpus import seats
+from supervisor.spec.gpus import placed, size
+from supervisor.spec.gpus import seats as seats_by_hand
+
+WAITS = "waits for its hosts to tell which GPUs are free"
+
+SYNC = "router_replica_sync"  # else each KV router counts the load of its own requests only
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +34,15 @@ class PlannedProcess:
     env: Mapping[str, str]
     needs: tuple[str, ...] = ()  # paths that must exist on its host
     served_as: str = ""  # workers: what clients ask for
+    why: str = ""  # its place, when noray chose it
+
+
+@dataclass(frozen=True, slots=True)
+class Unplaced:
+    """A process whose GPUs nobody chose yet."""
+
+    wanted: Wanted
+    ask: Ask
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,32 +57,47 @@ class Plan:
     request_plane: str = "tcp"
     event_plane: str = "zmq"
     env: Mapping[str, str] = field(default_factory=dict)
+    unplaced: Mapping[str, Unplaced] = field(default_factory=dict)
 
     @property
     def wanted(self) -> dict[str, Wanted]:
-        return {name: process.wanted for name, process in self.processes.items()}
+        """Of all that should run, what has no place yet included."""
+        placed = {name: process.wanted for name, process in self.processes.items()}
+        return placed | {name: process.wanted for name, process in self.unplaced.items()}
 
     @property
     def endpoints(self) -> tuple[str, ...]:
         """Where clients come in."""
         fronts = [p for p in self.processes.values() if p.wanted.kind == "frontend"]
-        return tuple(f"http://{reachable(str(p.options['bind']))}:{p.options['port']}" for p in fronts)
+        spread = len({p.wanted.host for p in fronts}) > 1
+        doors = [self.addresses[p.wanted.host] if spread else str(p.options["bind"]) for p in fronts]  # 0.0.0.0 tells no host
+        return tuple(f"http://{reachable(door)}:{p.options['port']}" for door, p in zip(doors, fronts, strict=True))
 
     def part(self, names: Collection[str]) -> Plan:
         """Of these processes and services only, and of the hosts that they use."""
         processes = {name: p for name, p in self.processes.items() if covers(names, p.wanted)}
-        used = {p.wanted.host for p in processes.values()}
-        return replace(self, processes=processes, hosts={name: host for name, host in self.hosts.items() if name in used})
+        unplaced = {name: u for name, u in self.unplaced.items() if covers(names, u.wanted)}
+        used = {p.wanted.host for p in processes.values()}.union(*(u.ask.hosts for u in unplaced.values()))
+        hosts = {name: host for name, host in self.hosts.items() if name in used}
+        return replace(self, processes=processes, unplaced=unplaced, hosts=hosts)
 
 
 def reachable(bind: str) -> str:
     return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(bind, f"[{bind}]" if ":" in bind else bind)
 
 
-def build(deployment: Deployment, inventory: Inventory) -> Plan:
-    """Raises FileError for what only shows when both files are seen together."""
+def build(
+    deployment: Deployment,
+    inventory: Inventory,
+    seats: Mapping[str, Seat] | None = None,
+    refused: Mapping[str, str] | None = None,
+) -> Plan:
+    """`seats`: of processes that noray placed, as long as the files allow them. `refused`: why others could not be placed.
+
+    Raises FileError for what only shows when both files are seen together.
+    """
     hosts = {name: inventory.hosts[name] for name in deployment.hosts}
-    _check_ranges(hosts)
+    checks.ranges(hosts)
     addresses = {name: _address(host, alone=len(hosts) == 1) for name, host in hosts.items()}
     etcd = deployment.etcd
     urls = (f"http://{_bracket(addresses[etcd.host])}:{etcd.port}",) if etcd else ()
@@ -82,46 +113,107 @@ def build(deployment: Deployment, inventory: Inventory) -> Plan:
         event_plane=deployment.planes.event,
         env=deployment.env,
     )
-    processes = {p.wanted.name: _stamped(plan, p) for p in _processes(deployment, addresses)}
-    _check_ports(processes)
-    return replace(plan, processes=processes)
+    all_ = tuple(_processes(deployment, addresses, seats or {}))
+    checks.lent((p.wanted for p in all_), hosts)
+    unplaced: dict[str, Unplaced] = {}
+    processes: dict[str, PlannedProcess] = {}
+    taken = {(p.wanted.host, gpu) for p in all_ for gpu in p.wanted.gpus}
+    for process in all_:
+        away = processes.get(process.wanted.replaces)
+        found = _placed(process, deployment, hosts, seats or {}, refused or {}, taken, away.wanted.host if away else "")
+        if isinstance(found, Unplaced):
+            unplaced[found.wanted.name] = found
+        else:
+            processes[found.wanted.name] = _stamped(plan, found)
+    checks.ports((p.wanted, p.options) for p in processes.values())
+    return replace(plan, processes=processes, unplaced=unplaced)
 
 
-def _processes(deployment: Deployment, addresses: Mapping[str, str]) -> Iterator[PlannedProcess]:
+def _placed(
+    process: PlannedProcess,
+    deployment: Deployment,
+    hosts: Mapping[str, Host],
+    seats: Mapping[str, Seat],
+    refused: Mapping[str, str],
+    taken: set[tuple[str, int | str]],
+    lost: str,
+) -> PlannedProcess | Unplaced:
+    """On its seat, if the files still allow that and nobody else sits there; unplaced, if it needs one and has none.
+
+    `lost`: the host of whom it stands in for.
+    """
+    wanted = process.wanted
+    model = next((m for m in deployment.models if m.name == wanted.service and (placed(m) or wanted.replaces)), None)
+    if model is None:
+        return process
+    candidates = tuple(host for host in model.hosts if host != lost)
+    ask, seat = Ask(wanted.name, wanted.service, size(model) if placed(model) else 0, candidates), seats.get(wanted.name)
+    if seat is not None and seat.host in ask.hosts and len(seat.gpus) == ask.need:
+        mine, lent = {(seat.host, gpu) for gpu in seat.gpus}, hosts[seat.host].gpus
+        # Of a host's list in UUIDs only the host knows the indexes: its seats were checked when they were given.
+        allowed = lent is None or not all(isinstance(gpu, int) for gpu in lent) or set(seat.gpus) <= set(lent)
+        if allowed and not mine & taken:
+            taken |= mine
+            why = f"in place of {wanted.replaces}, {seat.why}" if wanted.replaces else seat.why
+            return replace(process, wanted=replace(wanted, host=seat.host, gpus=seat.gpus), why=why)
+    why = refused.get(wanted.name, WAITS)
+    return Unplaced(replace(wanted, host="", unplaced=why), ask)
+
+
+def _processes(deployment: Deployment, addresses: Mapping[str, str], seats: Mapping[str, Seat]) -> Iterator[PlannedProcess]:
     if deployment.etcd:
         etcd = deployment.etcd
         options: dict[str, object] = {"name": "etcd-0", "client_port": etcd.port, "peer_port": etcd.peer_port}
         yield _process("etcd", "etcd", etcd.host, 0, options, {})
     front = deployment.frontend
-    _refuse_owned("frontend", "frontend", front.args, front.extra_args)
-    options = {
-        "port": front.port,
-        "bind": front.bind or addresses[front.host],
-        "args": front.args,
-        "extra_args": front.extra_args,
-    }
-    yield _process("frontend", "frontend", front.host, 0, options, front.env)
+    checks.owned("frontend", "frontend", front.args, front.extra_args)
+    synced = dict(front.args)
+    if front.replicas > 1 and front.args.get("router_mode") == "kv" and not given(SYNC, front.args, front.extra_args):
+        synced[SYNC] = True
+    for replica, (host, port) in enumerate(front.seats):
+        options = {"port": port, "bind": front.bind or addresses[host], "args": synced, "extra_args": front.extra_args}
+        yield _process("frontend", "frontend", host, replica, options, front.env)
     for index, model in enumerate(deployment.models):
-        _refuse_owned(f"models[{index}]", model.engine, model.args, model.extra_args)
+        checks.owned(f"models[{index}]", model.engine, model.args, model.extra_args)
         for replica in range(model.replicas):
-            yield _worker(model, replica)
+            yield _worker(model, replica, _routes_by_kv(front.args))
+        for replica, replaces in _standing_in(model, seats):
+            yield _worker(model, replica, _routes_by_kv(front.args), replaces)
 
 
-def _worker(model: Model, replica: int) -> PlannedProcess:
-    options = {
+def _standing_in(model: Model, seats: Mapping[str, Seat]) -> Iterator[tuple[int, str]]:
+    """Numbers beyond the replicas of the file, as long as it still wants whom they stand in for, and that at all."""
+    meant = {f"{model.name}-{replica}" for replica in range(model.replicas)} if model.on_lost == "replace" else set()
+    for name, seat in seats.items():
+        service, _, number = name.rpartition("-")
+        if service == model.name and seat.stands_in in meant and name not in meant:
+            yield int(number), seat.stands_in
+
+
+def _routes_by_kv(args: Mapping[str, object]) -> bool:
+    """Whether the router listens to what workers tell of their caches."""
+    return args.get("router_mode") == "kv" and args.get("router_kv_events") is not False
+
+
+def _worker(model: Model, replica: int, kv_events: bool, replaces: str = "") -> PlannedProcess:
+    options: dict[str, object] = {
         "service": model.name,
         "served_as": model.served_as,
         "model": model.model,
         "args": model.args,
         "extra_args": model.extra_args,
     }
+    if model.engine == "vllm":
+        options["kv_events"] = kv_events
     policy = RestartPolicy(model.restart.policy, model.restart.budget, model.restart.window)
     # Spread, either way: one host's death takes as few replicas as possible.
-    host, own = seats(model)[replica] if model.gpus else (model.hosts[replica % len(model.hosts)], ())
+    host, own = seats_by_hand(model)[replica] if model.gpus else (model.hosts[replica % len(model.hosts)], ())
     needs = (model.model,) if model.model.startswith("/") else ()
-    return _process(model.name, model.engine, host, replica, options, model.env, needs=needs, served_as=model.served_as,
+    made = _process(model.name, model.engine, host, replica, options, model.env, needs=needs, served_as=model.served_as,
                     policy=policy, drain_s=model.stop.drain, term_s=model.stop.term, stall_s=model.ready.stall,
                     gpus=own)  # fmt: skip
+    lost_after_s = model.lost_after if model.on_lost == "replace" else None
+    return replace(made, wanted=replace(made.wanted, replaces=replaces, lost_after_s=lost_after_s))
 
 
 def _process(
@@ -153,6 +245,7 @@ def _process(
         drain_s=stop.drain_s if drain_s is None else drain_s,
         term_s=stop.term_s if term_s is None else term_s,
         stall_s=stall_s,
+        alive_s=KINDS[kind].alive_s,
         gpus=gpus,
     )
     return PlannedProcess(wanted, options, env, needs, served_as)
@@ -195,31 +288,3 @@ def _address(host: Host, alone: bool) -> str:
 
 def _bracket(address: str) -> str:
     return f"[{address}]" if ":" in address else address
-
-
-def _refuse_owned(where: str, kind: str, args: Mapping[str, object], extra: tuple[str, ...]) -> None:
-    bad = clashes(KINDS[kind].owned, args, extra)
-    if bad:
-        raise FileError(
-            f"{where}: {', '.join(bad)} is set by noray itself", hint="leave it out; other keys of the file decide it"
-        )
-
-
-def _check_ranges(hosts: Mapping[str, Host]) -> None:
-    for host in hosts.values():
-        if host.ports[1] > MAX_SYSTEM_PORT:
-            raise FileError(
-                f"hosts.{host.name}.ports: found {host.ports[0]}-{host.ports[1]}, allowed: up to {MAX_SYSTEM_PORT}",
-                hint="Dynamo reads DYN_SYSTEM_PORT as a 16-bit signed number",
-            )
-
-
-def _check_ports(processes: Mapping[str, PlannedProcess]) -> None:
-    taken: dict[tuple[str, int], str] = {}
-    for name, process in processes.items():
-        for key in ("port", "client_port", "peer_port"):
-            number = process.options.get(key)
-            if isinstance(number, int) and number:
-                other = taken.setdefault((process.wanted.host, number), name)
-                if other != name:
-                    raise FileError(f"{name} and {other} both want port {number} on {process.wanted.host}")

@@ -23,6 +23,11 @@ def diff(now: Mapping[str, Wanted], then: Mapping[str, Wanted]) -> tuple[Change,
             changes.append(Change(name, "stop", "no longer in the file"))
         elif name not in now:
             changes.append(Change(name, "start", "new in the file"))
+        elif not now[name].host or not then[name].host:
+            if then[name].host:
+                changes.append(Change(name, "start", f"has a place now, on {then[name].host}"))
+            elif now[name].host:
+                changes.append(Change(name, "stop", f"has no place any more: {then[name].unplaced}"))
         elif now[name].host != then[name].host:
             changes.append(Change(name, "restart", f"moves from {now[name].host} to {then[name].host}"))
         elif now[name].launch_hash != then[name].launch_hash:

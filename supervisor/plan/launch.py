@@ -31,6 +31,7 @@ class HostFacts:
     boot_id: str = ""
     hostname: str = ""
     python_version: str = ""
+    version: str = ""  # of the host-side program: the name of its bundle
     clock_ahead_ms: int = 0  # its wall clock minus ours, the line's delay included
 
 
@@ -66,16 +67,23 @@ def launch(plan: Plan, name: str, facts: HostFacts, secrets: Mapping[str, str], 
     spec: dict[str, object] = {
         "process": name,
         "argv": list(wanted.argv),
-        "ports": {port: [number, wanted.binds.get(port, wanted.bind)] for port, number in wanted.ports.items()},
+        "ports": {
+            port: [number, wanted.binds.get(port, wanted.bind), wanted.counts.get(port, 1)]
+            for port, number in wanted.ports.items()
+        },
         "port_range": [low, high],
         "needs": list(process.needs),
         "gpus": list(process.wanted.gpus),  # the host knows their UUIDs, and claims those
+        "gpu_free": wanted.gpu_free,
         "term_s": process.wanted.drain_s + process.wanted.term_s,
+        "stop_rank": process.wanted.stop_rank,
         "about": {"hash": process.wanted.launch_hash, "controller": controller, "service": process.wanted.service},
     }
     if "rpc" in wanted.ports:
         spec["fence"] = _fence(cell, process.wanted.service, f"{address}:${{port.rpc}}")
-    env = _environment(plan, facts, host.python, [host.env or {}, plan.env, process.env, secrets, wanted.env])
+        spec["drain"] = [address, "${port.system}"]
+    layers = [wanted.defaults, host.env or {}, plan.env, process.env, secrets, wanted.env]
+    env = _environment(plan, facts, host.python, layers)
     # Explicit for every kind: unset would mean all of them. Indexes, where indexes were written: older engines die of a UUID.
     env["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, process.wanted.gpus))
     env["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # CUDA's own order is another than NVML's, by which indexes are meant

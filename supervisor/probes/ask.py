@@ -27,7 +27,7 @@ def etcd_range(prefix: str) -> HttpRequest:
     """Every key that begins with `prefix`, to a member's client port; for `view.registry`."""
     first = prefix.encode()
     after = first[:-1] + bytes((first[-1] + 1,))  # a prefix ends in "/" or a letter: never in 0xff
-    return _post("/v3/kv/range", {"key": _b64(first), "range_end": _b64(after)})
+    return post("/v3/kv/range", {"key": _b64(first), "range_end": _b64(after)})
 
 
 def frontend_live() -> HttpRequest:
@@ -67,10 +67,11 @@ def completion(model: str, *, pin: int | None = None, role: str = "decode") -> H
     if pin is not None:
         nvext[f"{role}_worker_id"] = pin
     body = {"model": model, "prompt": "hi", "max_tokens": 1, "stream": False, "nvext": nvext}
-    return _post("/v1/completions", body)
+    return post("/v1/completions", body)
 
 
-def _post(path: str, body: Mapping[str, object]) -> HttpRequest:
+def post(path: str, body: Mapping[str, object]) -> HttpRequest:
+    """A JSON document."""
     text = json.dumps(body, separators=(",", ":"))
     return HttpRequest("POST", path, {"Content-Type": "application/json"}, text.encode())
 

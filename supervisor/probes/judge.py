@@ -26,6 +26,11 @@ def frontend_live(status: int, body: bytes) -> Verdict:
     return Verdict(False, f"frontend is not live: {excerpt(status, body)}")
 
 
+def worker_loaded(status: int, body: bytes, endpoint: str = "generate") -> bool:
+    """Its endpoint is there: whatever it says of itself, it has done loading."""
+    return status != 0 and endpoint in mapping(mapping(obj(body)).get("endpoints"))
+
+
 def worker_ready(status: int, body: bytes, endpoint: str = "generate") -> Verdict:
     """Ready by the endpoint's own word.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from supervisor.probes.rim import excerpt, listed, mapping, obj, text, whole
 
@@ -34,10 +34,18 @@ class View:
     known: bool
     instances: frozenset[Instance]
     reason: str
+    _by_address: dict[tuple[str, int, str], frozenset[Instance]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        for i in self.instances:  # asked by each of 400 workers for its own
+            where = (i.host, i.port, i.endpoint)
+            self._by_address[where] = self._by_address.get(where, frozenset()) | {i}
 
     def at(self, host: str, port: int, endpoint: str = "generate") -> frozenset[Instance]:
         """Who registered this address. Two at once: an earlier life on the same port whose lease still stands."""
-        return frozenset(i for i in self.instances if (i.host, i.port, i.endpoint) == (host, port, endpoint))
+        return self._by_address.get((host, port, endpoint), frozenset())
 
     def within(self, prefix: str, endpoint: str = "generate") -> frozenset[Instance]:
         """The instances of one deployment (`kinds.base.namespace_prefix`)."""
@@ -76,7 +84,7 @@ def registry(status: int, body: bytes) -> View:
     found = obj(body)
     if status != 200 or found is None or not isinstance(found.get("header"), dict):
         return View(False, frozenset(), f"etcd shows no instances: {excerpt(status, body)}")
-    values = (obj(_unbase64(text(mapping(kv).get("value")))) for kv in listed(found.get("kvs")))
+    values = (obj(unbase64(text(mapping(kv).get("value")))) for kv in listed(found.get("kvs")))
     seen = frozenset(i for i in map(instance, values) if i is not None)
     return View(True, seen, f"etcd holds {len(seen)} registered endpoints")
 
@@ -106,7 +114,8 @@ def _address(tcp: str) -> tuple[str, int]:
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
-def _unbase64(value: str) -> bytes:
+def unbase64(value: str) -> bytes:
+    """As etcd's gateway writes keys and values; b"" if it is not that."""
     try:
         return base64.b64decode(value, validate=True)
     except (binascii.Error, ValueError):

@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from supervisor.core.facts import Fact, HostFound, HostLost, LogoutTold, Told
+from supervisor.core.facts import Fact, HostFound, HostLost, LeavingTold, LogoutTold, Told
 from supervisor.errors import HostRefused, HostUnreachable, Superseded
 from supervisor.plan.launch import HostFacts
 from supervisor.probes.ask import HttpRequest
@@ -24,10 +25,21 @@ from supervisor.transport.base import Channel, Transport
 
 VERSION = 1
 OPEN_S = 15.0
-PING_S = 2.0
-SILENT_S = 6.0  # three pings unanswered
-FIRST_AGAIN_S, MAX_AGAIN_S = 0.2, 15.0
+PING_S = 1.0
+SILENT_S = 4.0  # less than core/absence.py waits for: a line that only hung is back by then
+OVERSLEPT_S = 1.0  # who was late himself (a stopped controller, a stalled machine) has not listened either
+# A host that comes back is met within two seconds, and a knock at a closed door takes 2 ms of CPU (measured). By chance down
+# to half of it: fifty that were lost at once do not knock at once, and a jump host's MaxStartups is 10.
+FIRST_AGAIN_S, MAX_AGAIN_S = 0.4, 2.0
+GOODBYE_S = 2.0
 YIELD_S = 10.0  # for a controller that started after us to notice that it came second
+
+
+class Door(NamedTuple):
+    """An address, dialled from a host. `stalled`: connections from there to it still wait to be acknowledged."""
+
+    opens: bool
+    stalled: bool
 
 
 class HostLink:
@@ -49,39 +61,40 @@ class HostLink:
         self._generation = 0
         self._out: MemoryObjectSendStream[Mapping[str, object]] | None = None
         self._replies: dict[int, MemoryObjectSendStream[dict[str, Any]]] = {}
+        self._watches: dict[int, Callable[[Mapping[str, Any]], None]] = {}
         self._count = 0
-        self._heard_s = 0.0
+        self._heard_s: float | None = None  # when it last answered; what it says unasked proves nothing
         self._contested_s: float | None = None
         self._leads_elsewhere = leads_elsewhere
 
     async def run(self) -> None:
         """Connect, serve, and again with growing pauses. A host that refuses is asked no more."""
+        async with anyio.create_task_group() as self._goodbyes:
+            await self._again_and_again()
+
+    async def _again_and_again(self) -> None:
         pause_s = FIRST_AGAIN_S
         while True:
+            self._generation += 1
             try:
-                self._generation += 1
                 transport = self._connect()
                 try:
                     await self._serve(transport)
                 finally:
-                    self.transport, self._out = None, None
-                    for waiting in self._replies.values():
-                        waiting.close()  # whoever waits learns it now, not at its time-out
-                    with anyio.CancelScope(shield=True), anyio.move_on_after(2.0):
-                        await transport.aclose()
+                    self._goodbyes.start_soon(_hang_up, transport)
             except HostRefused as refusal:
                 hint = f" ({refusal.hint})" if refusal.hint else ""
                 held_by = refusal.holder if isinstance(refusal, Superseded) else {}
                 await self._tell(HostLost(self.name, f"{refusal}{hint}", refused=True, held_by=held_by))
                 return
             except HostUnreachable as lost:
-                if self._heard_s:
+                if self._heard_s is not None:
                     pause_s = FIRST_AGAIN_S
-                self._heard_s = 0.0
-                await self._tell(HostLost(self.name, str(lost)))
+                await self._tell(HostLost(self.name, str(lost), heard_s=self._heard_s))
+                self._heard_s = None
             if not self._persist:
                 return
-            await anyio.sleep(pause_s * random.uniform(0.8, 1.2))
+            await anyio.sleep(pause_s * random.uniform(0.5, 1.0))
             pause_s = min(pause_s * 2, MAX_AGAIN_S)
 
     def post(self, message: Mapping[str, object]) -> None:
@@ -110,16 +123,53 @@ class HostLink:
             send.close()
             receive.close()
 
+    async def dial(self, doors: Sequence[tuple[str, int]], timeout_s: float) -> list[Door]:
+        """Which of these addresses takes a connection from that host, in their order. Raises HostUnreachable."""
+        said = await self.request({"op": "dial", "to": list(doors), "timeout_s": timeout_s}, timeout_s + 0.5)
+        return [Door(bool(took), bool(late)) for took, late in zip(said["answered"], said["stalled"], strict=True)]
+
     async def http(self, address: str, port: int, ask: HttpRequest, timeout_s: float = 5.0) -> tuple[int, bytes]:
         """One HTTP request made on that host; status 0 and a reason as body when nobody answered."""
-        message = {
-            "op": "http", "host": address, "port": port, "method": ask.method, "path": ask.path,
+        message = {**self.asking(address, port, ask, timeout_s), "op": "http"}
+        return self.answered(await self.request(message, timeout_s + 1.0))
+
+    @staticmethod
+    def asking(address: str, port: int, ask: HttpRequest, timeout_s: float) -> Mapping[str, object]:
+        """How a host is told of a request that it shall make."""
+        return {
+            "host": address, "port": port, "method": ask.method, "path": ask.path,
             "headers": dict(ask.headers), "body": ask.body.decode("latin-1"), "timeout_s": timeout_s,
         }  # fmt: skip
-        reply = await self.request(message, timeout_s + 1.0)
-        if reply["error"]:
-            return 0, str(reply["error"]).encode()
-        return int(reply["status"]), str(reply["body"]).encode("latin-1")
+
+    @staticmethod
+    def answered(said: Mapping[str, Any]) -> tuple[int, bytes]:
+        if said["error"]:
+            return 0, str(said["error"]).encode()
+        return int(said["status"]), str(said["body"]).encode("latin-1")
+
+    @contextmanager
+    def watching(
+        self, what: Mapping[str, object], news: Callable[[Mapping[str, Any]], None]
+    ) -> Iterator[Callable[[Mapping[str, object]], None]]:
+        """Let the host look by itself, as `hostside/watches.py` has it; `news` is called with each answer that it tells. Gives
+        a function that changes what is watched, or how often.
+
+        Ends with the block. With the line it ends unsaid: that the host is lost is told to all, and who is found again
+        asks again.
+        """
+        self._count += 1
+        number = self._count  # never used twice, so that no news of an older generation is taken for ours
+
+        def again(what: Mapping[str, object]) -> None:
+            self.post({**what, "op": "watch", "id": number})
+
+        self._watches[number] = news
+        again(what)
+        try:
+            yield again
+        finally:
+            del self._watches[number]
+            self.post({"op": "unwatch", "id": number})
 
     @property
     def _epoch(self) -> int:
@@ -135,11 +185,11 @@ class HostLink:
         await channel.send({**self._hello, "op": "hello", "v": VERSION, "epoch": self._epoch})
         send, receive = anyio.create_memory_object_stream[Mapping[str, object]](math.inf)
         self.transport, self._out = transport, send
-        self._heard_s = anyio.current_time()
+        self._heard_s = began_s = anyio.current_time()
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._write, channel, receive)
-                tasks.start_soon(self._ping)
+                tasks.start_soon(self._ping, began_s)
                 tasks.start_soon(self._read, channel)
         except BaseExceptionGroup as group:  # not except*: what is raised there, 3.11.2 wraps in a group once more
             lost, others = group.split((HostUnreachable, HostRefused))
@@ -147,19 +197,27 @@ class HostLink:
                 raise
             raise _first(lost) from None
         finally:
+            self.transport, self._out = None, None
             send.close()
             receive.close()
+            for waiting in self._replies.values():
+                waiting.close()  # whoever waits learns it now, not at its time-out
 
     async def _read(self, channel: Channel) -> None:
         found = False
         async for said in channel:
-            self._heard_s = anyio.current_time()
             if "state" in said:
                 await self._tell(Told(self.name, run_state(_mapping(said["state"]))))
             elif "reply" in said:
                 waiting = self._replies.get(int(str(said["reply"])))
                 if waiting is not None:
                     waiting.send_nowait(said)
+            elif "news" in said:
+                heard = self._watches.get(int(str(said["news"])))
+                if heard is not None:
+                    heard(said)
+            elif "pong" in said:
+                self._heard_s = anyio.current_time()
             elif "hello" in said:
                 found = True
                 hello = _mapping(said["hello"])
@@ -169,7 +227,10 @@ class HostLink:
                 # Said once: later it could put out one that meanwhile took over from us.
                 self._hello = {key: value for key, value in self._hello.items() if key != "take_over"}
                 led_by = controller(hello.get("led_by") or {})
-                await self._tell(HostFound(self.name, runs, self.facts.boot_id, logout(hello.get("logout", {})), led_by))
+                survives, leaves = logout(hello.get("logout", {})), str(hello.get("leaving") or "")
+                await self._tell(HostFound(self.name, runs, self.facts.boot_id, survives, led_by, leaves))
+            elif "leaving" in said:
+                await self._tell(LeavingTold(self.name, str(said["leaving"])))
             elif "logout" in said:
                 await self._tell(LogoutTold(self.name, logout(_mapping(said["logout"]))))
             elif "ask" in said:
@@ -196,15 +257,23 @@ class HostLink:
         async for message in messages:
             await channel.send(message)
 
-    async def _ping(self) -> None:
+    async def _ping(self, began_s: float) -> None:
         number = 0
         while True:
-            await anyio.sleep(PING_S)
+            due_s = anyio.current_time() + PING_S
+            await anyio.sleep_until(due_s)
             number += 1
             self.post({"op": "ping", "n": number})
-            silent_s = anyio.current_time() - self._heard_s
-            if silent_s > SILENT_S:
+            now_s = anyio.current_time()
+            silent_s = now_s - (self._heard_s or began_s)
+            if silent_s > SILENT_S and now_s < due_s + OVERSLEPT_S:
                 raise HostUnreachable(f"{self.name} has been silent for {silent_s:.0f} s")
+
+
+async def _hang_up(transport: Transport) -> None:
+    """Beside what comes next: a silent line takes its whole time, and neither the news nor the next try waits for it."""
+    with anyio.CancelScope(shield=True), anyio.move_on_after(GOODBYE_S):
+        await transport.aclose()
 
 
 def _mapping(value: object) -> dict[str, Any]:

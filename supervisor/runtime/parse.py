@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from supervisor.core.exit import Exit
-from supervisor.core.facts import GpuSeen, GpusSeen, Logout, Phase, RunGpu, RunState
+from supervisor.core.facts import GpuSeen, GpusSeen, Logout, Phase, RunEvent, RunGpu, RunState
 from supervisor.plan.launch import HostFacts
 
 
@@ -34,6 +34,7 @@ def run_state(said: Mapping[str, Any]) -> RunState:
         asked=bool(said.get("asked")),
         heir=bool(said.get("heir")),
         tail=text(said.get("tail", "")),
+        events=tuple(RunEvent(e["n"], e["at"], e["what"], e.get("text", "")) for e in said.get("events", ())),
     )
 
 
@@ -52,7 +53,17 @@ def _gpu(said: Mapping[str, Any]) -> GpuSeen:
         mig=bool(said.get("mig")),
         error=said.get("error", ""),
         holders=tuple(holder["says"] for holder in said.get("holders", ())),
+        strangers=tuple(said.get("strangers", ())),
+        claim=_claim(said.get("claim")),
+        numa=said.get("numa"),
+        nvlink=tuple(said.get("nvlink") or ()),
     )
+
+
+def _claim(said: Mapping[str, Any] | None) -> dict[str, str]:
+    """Of a holder that does not say who it is, every word is ""; {} is a GPU that nobody claims."""
+    words = ("deployment", "process", "run", "user", "since", "controller")
+    return {} if said is None else {word: str(said.get(word) or "") for word in words}
 
 
 def ended(said: Mapping[str, Any]) -> Exit:
@@ -74,6 +85,7 @@ def host_facts(said: Mapping[str, Any], now_ms: int) -> HostFacts:
         boot_id=said.get("boot_id", ""),
         hostname=said.get("hostname", ""),
         python_version=said.get("python_version", ""),
+        version=said.get("version", ""),
         clock_ahead_ms=said.get("now_ms", now_ms) - now_ms,
     )
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 
 import anyio
 from anyio.abc import TaskGroup
 
-from supervisor.core.actions import Action, Spawn, Stop, TellFence, Unwatch, WakeAt, Watch
-from supervisor.core.facts import Due, Fact
+from supervisor.core.actions import Action, Fence, Route, Spawn, Stop, TellFence, Unwatch, WakeAt, WakeHostAt, Watch, Witness
+from supervisor.core.facts import Due, Fact, HostDue
 from supervisor.core.known import Fleet
 from supervisor.core.process import State
-from supervisor.plan.build import Plan, reachable
+from supervisor.plan.build import Plan, PlannedProcess, reachable
 from supervisor.plan.launch import launch
 from supervisor.runtime.hostlink import HostLink
-from supervisor.runtime.views import FrontendView
+from supervisor.runtime.routing import Routing
+from supervisor.runtime.views import Address, Fronts
 from supervisor.runtime.watch import Subject, watch
 
 Ports = Mapping[str, int]
@@ -38,14 +39,20 @@ class Performer:
         self._controller, self._secrets = controller, secrets
         self._timers: dict[str, anyio.CancelScope] = {}
         self._watches: dict[str, anyio.CancelScope] = {}
-        self._views: dict[tuple[str, int], FrontendView] = {}
+        self._doors_of: Plan | None = None
+        self._doors: list[tuple[str, PlannedProcess]] = []  # its frontends: hundreds of workers ask for them
+        self._fronts = Fronts(self._frontends)
+        self._routing = Routing(tasks, links, tell, self._planned, lambda: (link for link, _, _ in self._frontends()))
+        tasks.start_soon(self._fronts.run)
 
     def __call__(self, action: Action) -> None:
         match action:
             case Spawn(process, host, run):
                 self._spawn(process, host, run)
-            case Stop(host, run, term_s):
-                self._post(host, {"op": "stop", "run": run, "term_s": term_s})
+            case Stop(host, run, term_s, drain_s):
+                self._post(host, {"op": "stop", "run": run, "term_s": term_s, "drain_s": drain_s})
+            case Fence(host, run):
+                self._post(host, {"op": "fence", "run": run, "now": True})
             case TellFence(host, run, lease):
                 self._post(host, {"op": "fence", "run": run, "lease": lease})
             case Watch(process, run):
@@ -53,7 +60,17 @@ class Performer:
             case Unwatch(process):
                 self._replace(self._watches, process, None)
             case WakeAt(process, run, at_s):
-                self._replace(self._timers, process, lambda: self._wake(process, run, at_s))
+                self._replace(self._timers, process, lambda: self._wake(Due(process, run), at_s))
+            case WakeHostAt(host, at_s):
+                self._replace(self._timers, host, lambda: self._wake(HostDue(host), at_s))  # no process has a host's name
+            case Witness(host):
+                self._routing.witness(host)
+            case Route():
+                self._routing.route(action)
+
+    def _planned(self) -> Plan:
+        assert self.plan is not None  # before it there is nothing to act on
+        return self.plan
 
     def _post(self, host: str, message: Mapping[str, object]) -> None:
         if host in self._links:
@@ -78,14 +95,14 @@ class Performer:
         with scope:
             await work()
 
-    async def _wake(self, process: str, run: str, at_s: float) -> None:
+    async def _wake(self, fact: Fact, at_s: float) -> None:
         await anyio.sleep_until(at_s)
-        await self._tell(Due(process, run))
+        await self._tell(fact)
 
     async def _watch(self, process: str, run: str) -> None:
         if self.plan is None or process not in self.plan.processes:
             return
-        planned = self.plan.processes[process]
+        planned, known = self.plan.processes[process], self._fleet().processes.get(process)
         host = planned.wanted.host
         bind = planned.options.get("bind")
         subject = Subject(
@@ -96,7 +113,9 @@ class Performer:
             address=reachable(str(bind)) if bind else self.plan.addresses[host],
             ports=self._live_ports(process),
             served_as=planned.served_as,
+            stall_s=planned.wanted.stall_s,
             fronts=self._fronts,
+            was_ready=known is not None and known.was_ready,
             served=self._served,
         )
         await watch(subject, self._tell)
@@ -112,13 +131,13 @@ class Performer:
         ready = (name for name, process in self._fleet().processes.items() if process.state is State.READY)
         return frozenset(planned[name].served_as for name in ready if name in planned) - {""}
 
-    def _fronts(self) -> list[FrontendView]:
-        """The frontends that have a live run, each through its own host's link."""
-        fronts = []
-        for name, planned in self.plan.processes.items() if self.plan else ():
+    def _frontends(self) -> Iterator[Address]:
+        """Those that have a live run, each through its own host's link."""
+        if self.plan is not self._doors_of:
+            self._doors_of = self.plan
+            everybody = self.plan.processes.items() if self.plan else ()
+            self._doors = [(name, each) for name, each in everybody if each.wanted.kind == "frontend"]
+        for name, planned in self._doors:
             port = self._live_ports(name).get("http")
-            if planned.wanted.kind == "frontend" and port:
-                link = self._links[planned.wanted.host]
-                address = reachable(str(planned.options["bind"]))
-                fronts.append(self._views.setdefault((name, port), FrontendView(link, address, port)))
-        return fronts
+            if port:
+                yield self._links[planned.wanted.host], reachable(str(planned.options["bind"])), port

@@ -6,6 +6,7 @@ past this layer nothing is optional that has an answer. Numbers named as duratio
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -17,7 +18,7 @@ from supervisor.spec.gpus import Gpus
 from supervisor.spec.gpus import problems as gpu_problems
 from supervisor.spec.inventory import Inventory
 from supervisor.spec.names import clashes
-from supervisor.spec.problem import Problem, SpecError
+from supervisor.spec.problem import Problem, SpecError, listed
 from supervisor.spec.report import from_pydantic
 from supervisor.spec.words import (
     BLANK,
@@ -28,6 +29,7 @@ from supervisor.spec.words import (
     HostOrFirst,
     IpAddress,
     KnownHost,
+    Labels,
     ModelPath,
     Name,
     Port,
@@ -53,7 +55,7 @@ class Restart(Section):
 
 
 class Stop(Section):
-    """How long a stop may take, in seconds from SIGTERM to SIGKILL: `drain` for requests in flight and `term` to end."""
+    """How long a stop may take, in seconds: `drain` for requests in flight, then SIGTERM and `term` to end, then SIGKILL."""
 
     drain: Seconds = 60.0
     term: Seconds = 30.0
@@ -87,6 +89,8 @@ One = Annotated[int, Field(ge=1, le=1), Says("1"), BeforeValidator(_one)]
 class Etcd(Section):
     """The etcd that noray runs for this deployment. `lease_ttl` is in whole seconds."""
 
+    never: ClassVar[Mapping[str, str]] = {"on_lost": "its data is where it ran", "lost_after": "its data is where it ran"}
+
     host: HostOrFirst = BLANK
     port: Port = 2379
     peer_port: Annotated[Port, BeforeValidator(_next_port), AfterValidator(_other_port), Field(validate_default=True)] = BLANK
@@ -101,29 +105,35 @@ class Planes(Section):
     event: Annotated[Literal["zmq"], Says("zmq"), planned(("nats",), "event: nats")] = "zmq"
 
 
-class Frontend(Section):
-    """The OpenAI-compatible HTTP server and router. `bind` None: the plan decides."""
-
-    replicas: One = 1
-    host: HostOrFirst = BLANK
-    port: Port = 8000
-    bind: IpAddress | None = None
-    args: Args = Field(default_factory=dict)
-    extra_args: tuple[Text, ...] = ()
-    env: Env = Field(default_factory=dict)
+def _labelled(labels: Mapping[str, str], known: Context) -> tuple[str, ...]:
+    """The hosts that have all of these labels."""
+    return tuple(host for host in known.hosts if labels.items() <= known.labels.get(host, {}).items())
 
 
-def _own_name(value: object, info: ValidationInfo) -> object:
-    return info.data.get("name", "unnamed") if value is None else value
+def _on_some_host(labels: Mapping[str, str], info: ValidationInfo) -> Mapping[str, str]:
+    known = context(info)
+    if not _labelled(labels, known):
+        there = sorted({f"{key}: {value}" for own in known.labels.values() for key, value in own.items()})
+        raise allowed(f"labels that one host of the inventory has ({listed(there) if there else 'none has any'})")
+    return labels
 
 
 def _candidates(value: object, info: ValidationInfo) -> object:
     host = info.data.get("host")
     if value is None:
-        return (host,) if host else tuple(info.data.get("gpus") or ()) or context(info).hosts
+        fit = _labelled(info.data.get("labels") or {}, context(info))
+        return (host,) if host else tuple(info.data.get("gpus") or ()) or fit
     if host:
         raise allowed("host or hosts, not both")
     return value
+
+
+def _with_labels(value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+    labels = info.data.get("labels") or {}
+    fit = set(_labelled(labels, context(info)))
+    if not fit.intersection(value):
+        raise allowed("a host that has the labels of `labels`")
+    return tuple(host for host in value if host in fit)
 
 
 def _distinct(value: tuple[str, ...]) -> tuple[str, ...]:
@@ -132,11 +142,48 @@ def _distinct(value: tuple[str, ...]) -> tuple[str, ...]:
     return value
 
 
+def _doors(value: object, info: ValidationInfo) -> object:
+    return _candidates(value, info) if info.data.get("host") or value is not None else context(info).hosts[:1]
+
+
+class Frontend(Section):
+    """The OpenAI-compatible HTTP servers and routers: replica i on `hosts[i % n]`. `bind` None: the plan decides."""
+
+    never: ClassVar[Mapping[str, str]] = {"on_lost": "clients know it by its host", "lost_after": "clients know it by its host"}
+
+    replicas: Annotated[int, Field(ge=1, le=100), Says("an integer from 1 to 100")] = 1
+    host: KnownHost | None = None
+    hosts: Annotated[
+        tuple[KnownHost, ...],
+        Field(min_length=1, validate_default=True),
+        BeforeValidator(_doors),
+        AfterValidator(_distinct),
+    ] = BLANK
+    port: Port = 8000
+    bind: IpAddress | None = None
+    args: Args = Field(default_factory=dict)
+    extra_args: tuple[Text, ...] = ()
+    env: Env = Field(default_factory=dict)
+
+    @property
+    def seats(self) -> tuple[tuple[str, int], ...]:
+        """Host and HTTP port of each replica. Those on one host have ports in a row, `port` being the first."""
+        spread = (divmod(replica, len(self.hosts)) for replica in range(self.replicas))
+        return tuple((self.hosts[which], self.port + turn) for turn, which in spread)
+
+
+def _own_name(value: object, info: ValidationInfo) -> object:
+    return info.data.get("name", "unnamed") if value is None else value
+
+
 class Model(Section):
-    """One service: `replicas` identical workers serving `model` to clients under the name `served_as`."""
+    """One service: `replicas` identical workers serving `model` to clients under the name `served_as`.
+
+    `on_lost`: what becomes of a replica whose host has been lost for `lost_after` seconds. replace: a new one, with a number
+    of its own, stands in for it on another of its hosts until it serves again.
+    """
 
     not_yet: ClassVar[Mapping[str, str]] = {
-        "labels": "hosts chosen by their labels",
         "prefill": "disaggregated serving with prefill and decode",
         "decode": "disaggregated serving with prefill and decode",
         "nodes": "one engine over several hosts",
@@ -147,22 +194,26 @@ class Model(Section):
     served_as: Annotated[Word, BeforeValidator(_own_name), Field(validate_default=True)] = BLANK
     model: ModelPath
     engine: Annotated[
-        Literal["mocker"],
-        Says("mocker"),
-        planned(("vllm", "sglang", "trtllm"), "vllm, sglang and trtllm; this version runs engine: mocker"),
+        Literal["vllm", "mocker"],
+        Says("vllm or mocker"),
+        planned(("sglang", "trtllm"), "sglang and trtllm; this version runs engine: vllm and mocker"),
     ]
     replicas: Count = 1
     args: Args = Field(default_factory=dict)
     extra_args: tuple[Text, ...] = ()
     gpus: Gpus | None = None
+    labels: Annotated[Labels, AfterValidator(_on_some_host)] = Field(default_factory=dict)
     host: KnownHost | None = None
     hosts: Annotated[
         tuple[KnownHost, ...],
         Field(min_length=1, validate_default=True),
         BeforeValidator(_candidates),
         AfterValidator(_distinct),
+        AfterValidator(_with_labels),
     ] = BLANK
     env: Env = Field(default_factory=dict)
+    on_lost: Annotated[Literal["wait", "replace"], Says("wait or replace")] = "wait"
+    lost_after: Span = 60.0
     restart: Restart = Restart()
     stop: Stop = Stop()
     ready: Ready = Ready()
@@ -199,7 +250,7 @@ class Deployment(Section):
     def hosts(self) -> tuple[str, ...]:
         """Every host that this deployment may use, in the order it names them."""
         named = [self.etcd.host] if self.etcd else []
-        named += [self.frontend.host, *(host for model in self.models for host in model.hosts)]
+        named += [*self.frontend.hosts, *(host for model in self.models for host in model.hosts)]
         return tuple(dict.fromkeys(named))
 
 
@@ -212,7 +263,8 @@ def parse_deployment(text: str, inventory: Inventory, path: Path = Path("deploym
     """`load_deployment` for text that is no file yet; `path` names it in messages."""
     document = parse(text, path)
     problems = [*document.problems, *clashes(document, tuple(inventory.hosts))]
-    known = Context(path.absolute().parent, tuple(inventory.hosts))
+    labels = {name: host.labels for name, host in inventory.hosts.items()}
+    known = Context(path.absolute().parent, tuple(inventory.hosts), labels)
     try:
         deployment = Deployment.model_validate(document.data, context=known)
     except ValidationError as error:
@@ -229,7 +281,34 @@ def _disagreements(deployment: Deployment, document: Document) -> Iterator[Probl
     if deployment.discovery == "file" and len(hosts) > 1:
         text = f"found 'file', allowed: etcd, as this deployment uses several hosts ({', '.join(hosts)})"
         yield document.problem(("discovery",), text)
-    if etcd and etcd.host == frontend.host and frontend.port in (etcd.port, etcd.peer_port):
-        text = f"found {frontend.port}, allowed: a port that etcd does not use ({etcd.port} and {etcd.peer_port})"
-        yield document.problem(("frontend", "port"), text)
+    yield from _door_problems(frontend, etcd, document)
     yield from gpu_problems(deployment.models, document)
+    for index, model in enumerate(deployment.models):
+        if model.on_lost == "replace" and (why := _nowhere(model, deployment.discovery)):
+            yield document.problem(("models", index, "on_lost"), f"found 'replace', allowed: wait, as {why}")
+
+
+def _nowhere(model: Model, discovery: str) -> str:
+    """Why no other replica could stand in for one of these."""
+    if discovery == "file":
+        return "with discovery: file there is one host"
+    if model.gpus:
+        return "its GPUs are given by hand (gpus), each to one of its replicas"
+    return f"it may only be on {model.hosts[0]}" if len(model.hosts) == 1 else ""
+
+
+def _door_problems(frontend: Frontend, etcd: Etcd | None, document: Document) -> Iterator[Problem]:
+    for replica, (host, port) in enumerate(frontend.seats):
+        taken = (etcd.port, etcd.peer_port) if etcd and etcd.host == host else ()
+        if port not in taken and port <= 65535:
+            continue
+        found = f"found {frontend.port}"
+        if replica >= len(frontend.hosts):
+            found += f", by which frontend-{replica} on {host} gets {port}"
+        rule = f"a port that etcd does not use ({' and '.join(map(str, taken))})" if port in taken else "up to 65535 for all"
+        yield document.problem(("frontend", "port"), f"{found}, allowed: {rule}")
+        break
+    used = tuple(dict.fromkeys(host for host, _ in frontend.seats))
+    if frontend.bind and len(used) > 1 and not ipaddress.ip_address(frontend.bind).is_unspecified:
+        text = f"found {frontend.bind!r}, allowed: 0.0.0.0, ::, or nothing, as there are frontends on {' and '.join(used)}"
+        yield document.problem(("frontend", "bind"), text)

@@ -1,11 +1,13 @@
 """Which GPUs a model may use, and which of its replicas takes which: `gpus: {gpu01: [0, 1], gpu02: [GPU-…]}`.
 
-A replica takes `tensor_parallel_size` of them on one host, in the order written. What the host cannot have (no such GPU) only
-the host can say; what the file alone shows to be wrong is said here.
+A replica takes as many of them on one host as its engine's parallel sizes multiply to, in the order written. What the host
+cannot have (no such GPU) only the host can say; what the file alone shows to be wrong is said here. Without the key, GPUs are
+placed by noray (plan/place.py); with `{}` there are none, as for a CPU build.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
@@ -19,8 +21,9 @@ from supervisor.spec.words import KnownHost, Says, allowed
 if TYPE_CHECKING:
     from supervisor.spec.deployment import Model
 
-SIZE = "tensor_parallel_size"
-_SIZE_FLAGS = ("-tp", "--tensor-parallel-size", "--tensor_parallel_size")
+SIZES = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+MOCKED = ("tensor_parallel_size", "pipeline_parallel_size")  # flags that a mocker has not: here they count its GPUs
+SHORT = ("-tp", "-pp", "-dp")
 _UUID = re.compile(r"(GPU|MIG)-[0-9A-Za-z-]{1,60}")
 
 
@@ -38,15 +41,21 @@ def _one_sort(value: tuple[int | str, ...]) -> tuple[int | str, ...]:
 
 
 Gpu = Annotated[int | str, AfterValidator(_gpu), Says("the index of a GPU (0, 1, …), or its UUID (GPU-… or MIG-…)")]
-Gpus = Annotated[
-    Mapping[KnownHost, Annotated[tuple[Gpu, ...], Field(min_length=1), AfterValidator(_one_sort)]], Field(min_length=1)
-]
+GpuList = tuple[Gpu, ...]
+Gpus = Mapping[KnownHost, Annotated[GpuList, Field(min_length=1), AfterValidator(_one_sort)]]
 
 
 def size(model: Model) -> int:
     """GPUs that each replica takes."""
-    value = model.args.get(SIZE, 1)
-    return value if type(value) is int and value > 0 else 1
+    factors = (model.args.get(key, 1) for key in SIZES)
+    return math.prod(value for value in factors if type(value) is int and value > 0)
+
+
+def placed(model: Model) -> bool:
+    """Whether noray chooses its GPUs. A mocker needs none, and gets some only where its file says how many."""
+    if model.gpus is not None:
+        return False
+    return model.engine != "mocker" or any(key in model.args for key in MOCKED)
 
 
 def seats(model: Model) -> tuple[tuple[str, tuple[int | str, ...]], ...]:
@@ -74,21 +83,24 @@ def problems(models: Sequence[Model], document: Document) -> Iterator[Problem]:
                 taken = first.setdefault((host if isinstance(gpu, int) else "", gpu), here)
                 if taken != here:
                     yield document.problem(here, f"found {gpu!r}, which {where(taken)} has, allowed: each GPU once")
-        if model.gpus:
+        if model.gpus or placed(model):
             yield from _counts(model, loc, document)
 
 
 def _counts(model: Model, loc: Loc, document: Document) -> Iterator[Problem]:
-    asked = model.args.get(SIZE, 1)
-    if type(asked) is not int or asked < 1:
-        yield document.problem((*loc, "args", SIZE), f"found {asked!r}, allowed: an integer of at least 1")
+    wrong = [key for key in SIZES if type(value := model.args.get(key, 1)) is not int or value < 1]
+    for key in wrong:
+        yield document.problem((*loc, "args", key), f"found {model.args[key]!r}, allowed: an integer of at least 1")
+    if wrong:
         return
     for number, word in enumerate(model.extra_args):
-        if word.partition("=")[0] in _SIZE_FLAGS:
-            text = f"found {word!r}, allowed: {SIZE} in args, as it says how many GPUs a replica takes"
+        flag = word.partition("=")[0]
+        if flag in SHORT or flag.replace("-", "_").removeprefix("__") in SIZES:
+            text = f"found {word!r}, allowed: the parallel sizes in args, as they say how many GPUs a replica takes"
             yield document.problem((*loc, "extra_args", number), text)
     room = len(seats(model))
-    if room < model.replicas:
-        each = f"{asked} GPU{'s' if asked > 1 else ''} of one host for each"
+    if model.gpus and room < model.replicas:
+        need = size(model)
+        each = f"{need} GPU{'s' if need > 1 else ''} of one host for each"
         text = f"found room for {room}, allowed: {each} of the {model.replicas} replicas"
         yield document.problem((*loc, "gpus"), text)

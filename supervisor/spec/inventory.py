@@ -1,4 +1,4 @@
-"""`hosts.yaml`: where things may run. `defaults` holds for every host that does not say otherwise; `env` adds up.
+"""`hosts.yaml`: where things may run. `defaults` holds for every host that does not say otherwise; `env` and `labels` add up.
 
 Two shapes on purpose: `HostKeys` is what somebody wrote, all optional; `Host` is what the rest of noray works with,
 defaults merged and paths absolute.
@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
 from supervisor.spec.document import Document, parse, read
 from supervisor.spec.env_file import load_env_file
+from supervisor.spec.gpus import GpuList
 from supervisor.spec.names import reserved
 from supervisor.spec.problem import Problem, SpecError, where
 from supervisor.spec.report import from_pydantic
@@ -26,6 +27,7 @@ from supervisor.spec.words import (
     Env,
     HostPath,
     Interpreter,
+    Labels,
     LocalPath,
     Login,
     Name,
@@ -45,16 +47,19 @@ class Host:
     name: str
     transport: Literal["local", "ssh"]
     python: str  # the interpreter of the Dynamo environment there
-    address: str | None = None  # what SSH dials; None: `name`, which may be an alias of ~/.ssh/config
+    address: str | None = None  # what one would type after `ssh`; None: `name`. A name may be an alias of ssh_config
     port: int | None = None  # of sshd
     user: str | None = None
     key: Path | None = None  # a private key on this machine
     known_hosts: Path | None = None
+    ssh_config: Path | None = None  # read instead of the user's and the system's
     cluster_address: str | None = None  # what other hosts dial, and services bind
     env: Mapping[str, str] | None = None
     env_file: Path | None = None  # checked, its values not kept here: see load_env_file
     ports: tuple[int, int] = PORTS
     host_dir: str | None = None  # None: the host's own choice
+    labels: Mapping[str, str] = field(default_factory=dict)
+    gpus: tuple[int | str, ...] | None = None  # the only ones noray may use there; None: all
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,22 +82,19 @@ def _secrets(path: Path) -> Path:
 class Defaults(Section):
     """The keys that a host may have and that several hosts can share."""
 
-    not_yet: ClassVar[Mapping[str, str]] = {
-        "gpus": "lending only some GPUs of a host",
-        "labels": "choosing hosts by label",
-        "ssh_config": "an ssh_config file of the site",
-    }
-
     transport: Annotated[Literal["ssh", "local"], Says("ssh or local")] = "ssh"
     port: Port | None = None
     user: Login | None = None
     key: LocalPath | None = None
     known_hosts: LocalPath | None = None
+    ssh_config: LocalPath | None = None
     python: Interpreter | None = None
     env: Env = Field(default_factory=dict)
     env_file: Annotated[LocalPath, AfterValidator(_secrets)] | None = None
     ports: PortRange = Field(default=PORTS, json_schema_extra={"default": "18000-19999"})
     host_dir: HostPath | None = None
+    labels: Labels = Field(default_factory=dict)
+    gpus: GpuList | None = None
 
 
 class HostKeys(Defaults):
@@ -133,7 +135,7 @@ def parse_inventory(text: str, path: Path) -> Inventory:
     return Inventory(path, {name: _host(name, keys, file.defaults) for name, keys in file.hosts.items()})
 
 
-_ONLY_SSH = ("address", "port", "user", "key", "known_hosts")
+_ONLY_SSH = ("address", "port", "user", "key", "known_hosts", "ssh_config")
 
 
 def _host(name: str, keys: HostKeys, defaults: Defaults) -> Host:
@@ -141,7 +143,7 @@ def _host(name: str, keys: HostKeys, defaults: Defaults) -> Host:
     if said.get("transport") == "local":
         for key in _ONLY_SSH:  # from the defaults, meant for the others
             said.pop(key, None)
-    said["env"] = {**defaults.env, **keys.env}
+    said |= {"env": {**defaults.env, **keys.env}, "labels": {**defaults.labels, **keys.labels}}
     return Host(**{"name": name, "transport": "ssh", "python": sys.executable, **said})
 
 

@@ -60,6 +60,9 @@ def _unknown_key(loc: Loc, document: Document, root: type[Section]) -> Problem:
     later = section.not_yet.get(key) if section else None
     if later:
         return Problem(document.path, place, where(loc), f"not yet built in this version (planned: {later})")
+    if section and key in section.never:
+        text = f"found the key {show(key)}, allowed: only of a model; never of this, as {section.never[key]}"
+        return Problem(document.path, place, where(loc[:-1]), text)
     text = f"unknown key {show(key)}{did_you_mean(key, fields)}; allowed: {listed(fields)}"
     return Problem(document.path, place, where(loc[:-1]), text)
 

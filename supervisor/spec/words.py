@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, cast
 
@@ -39,6 +39,7 @@ class Context:
 
     folder: Path
     hosts: tuple[str, ...] = ()
+    labels: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # of those hosts that have any
 
 
 def context(info: ValidationInfo) -> Context:
@@ -93,6 +94,7 @@ class Section(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
     not_yet: ClassVar[Mapping[str, str]] = {}  # key -> what a later version will do with it
+    never: ClassVar[Mapping[str, str]] = {}  # key of another section -> why not of this one
 
     @model_validator(mode="before")
     @classmethod
@@ -144,11 +146,15 @@ EnvName = Annotated[
     Says("a variable name of A-Z a-z 0-9 _, not starting with a digit"),
     AfterValidator(_not_ours),
 ]
+_LABEL = r"^[A-Za-z0-9]([A-Za-z0-9_./-]{0,61}[A-Za-z0-9])?$"
+_LABEL_SAYS = Says("1 to 63 characters: A-Z a-z 0-9 and, between them, _ . / - (numbers, true and false in quotes)")
+Label = Annotated[str, Field(pattern=_LABEL), _LABEL_SAYS]
 Plain = Annotated[object, WithJsonSchema({})]  # whatever YAML can say: the document reader lets nothing else through
 
 _BLANK_IS_EMPTY = BeforeValidator(lambda value: {} if value is None else value)
 Args = Annotated[Mapping[ArgName, Plain], _BLANK_IS_EMPTY]
 Env = Annotated[Mapping[EnvName, Text], _BLANK_IS_EMPTY]
+Labels = Annotated[Mapping[Label, Label], _BLANK_IS_EMPTY]
 
 
 def _ip(value: str) -> str:

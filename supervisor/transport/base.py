@@ -22,7 +22,10 @@ SEND_TIMEOUT_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class HostAddress:
-    """How to reach one host. For ssh, what is None is asked from ~/.ssh/config, where `name` may be an alias."""
+    """How to reach one host. For ssh, what is None is asked from ssh_config, where `name` or `address` may be an alias.
+
+    `ssh_config`: the only file read, instead of the user's and the system's.
+    """
 
     name: str
     transport: str = "local"
@@ -32,6 +35,7 @@ class HostAddress:
     python: str = "python3"
     known_hosts: Path | None = None
     key: Path | None = None
+    ssh_config: Path | None = None
     host_dir: str | None = None
 
 

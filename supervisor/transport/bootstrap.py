@@ -11,6 +11,9 @@ quote). Everything else travels on the program's standard input:
     both  the program's own lines
 
 Whatever runs before the marker may print, but not read: our first bytes are already waiting on standard input.
+
+Over ssh that is the third round trip after the login: one opens the channel, one starts the command, and only with its
+answer does OpenSSH open the window for our bytes (measured; so they cannot travel with the command). The login takes seven.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import secrets
 from pathlib import Path
 from typing import NoReturn
 
-from supervisor.errors import HostRefused, HostUnreachable
+from supervisor.errors import HostRefused, HostUnreachable, NoInterpreter
 from supervisor.transport.base import HostAddress
 from supervisor.transport.bundle import Bundle
 from supervisor.transport.channel import LineReader, Pipe, obituary, parse, tail
@@ -99,4 +102,4 @@ async def _no_marker(pipe: Pipe, address: HostAddress, before: bytes) -> NoRetur
         message = f"{address.name} has no interpreter {address.python} to run: {said}"
     else:
         message = f"{address.name} did not start {address.python}: {said}"
-    raise HostRefused(message, hint="set `python` of this host to a Python 3.9 or newer that a non-interactive login finds")
+    raise NoInterpreter(message, hint="set `python` of this host to a Python 3.9 or newer that a non-interactive login finds")

@@ -1,4 +1,7 @@
-"""This machine: a child process with pipes, started by the same bootstrap as over ssh, without a shell."""
+"""This machine: a child process with pipes, started by the same bootstrap as over ssh, without a shell.
+
+Where this controller is a service, the child is only systemd-run, and the program a unit of its own: see unit.py.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,8 @@ from typing import IO
 import anyio
 from anyio.abc import Process
 
-from supervisor.errors import HostRefused, HostUnreachable
-from supervisor.transport import bootstrap
+from supervisor.errors import HostUnreachable, NoInterpreter
+from supervisor.transport import bootstrap, unit
 from supervisor.transport.base import HostAddress
 from supervisor.transport.channel import TAIL_BYTES, Ending, tail
 
@@ -30,16 +33,23 @@ class LocalDialer:
 
     async def dial(self) -> LocalPipe:
         argv: Sequence[str] = bootstrap.argv(self._address)
+        service, env = unit.own_unit(), None
+        if service:
+            argv, env = unit.beside(service, argv), unit.environment(self._address.name)
         # A file, not a pipe: nobody has to drain it, and a program that complains a lot is never stopped by that.
         stderr = tempfile.TemporaryFile()  # noqa: SIM115 - LocalPipe closes it
         try:
             fcntl(stderr, F_SETFL, fcntl(stderr, F_GETFL) | os.O_APPEND)
             # Shielded: cancelled half-way, nobody would own the child. It takes milliseconds.
             with anyio.CancelScope(shield=True):
-                process = await anyio.open_process(argv, stdin=PIPE, stdout=PIPE, stderr=stderr, start_new_session=True)
+                process = await anyio.open_process(
+                    argv, stdin=PIPE, stdout=PIPE, stderr=stderr, env=env, start_new_session=True
+                )
         except (FileNotFoundError, PermissionError, NotADirectoryError) as exc:
             stderr.close()
-            raise HostRefused(
+            if service:
+                raise HostUnreachable(f"{self._address.name} cannot run {argv[0]}: {exc.strerror}") from exc
+            raise NoInterpreter(
                 f"{self._address.name} has no interpreter {self._address.python} to run: {exc.strerror}",
                 hint="set `python` of this host to a Python 3.9 or newer",
             ) from exc
@@ -49,15 +59,16 @@ class LocalDialer:
         except BaseException:
             stderr.close()
             raise
-        return LocalPipe(self._address.name, process, stderr)
+        return LocalPipe(self._address.name, process, stderr, beside=bool(service))
 
     async def aclose(self) -> None:
         pass
 
 
 class LocalPipe:
-    def __init__(self, host: str, process: Process, stderr: IO[bytes]) -> None:
+    def __init__(self, host: str, process: Process, stderr: IO[bytes], beside: bool) -> None:
         self._host = host
+        self._beside = beside  # the process is systemd-run
         self._process = process
         self._stderr = stderr
 
@@ -89,6 +100,8 @@ class LocalPipe:
         complaint = self._complaint()
         if code is None:
             return Ending(complaint=complaint or "the host program closed its output")
+        if self._beside and unit.OWN_WORDS.match(complaint):
+            return Ending(complaint=complaint)  # the manager could not be asked: that says nothing of the interpreter
         if code < 0:
             return Ending(signal=_signal_name(-code), complaint=complaint)
         return Ending(code=code, complaint=complaint)

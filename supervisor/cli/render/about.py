@@ -79,6 +79,7 @@ def by_hand(process: ProcessStatus, now: float) -> str:
 
 
 LADDER = {  # the steps of a stop as the host says them, and what their deadline brings
+    "drain": "no new requests, SIGTERM in {} at the latest",
     "term_leader": "SIGTERM sent, has {} more",
     "term_rest": "SIGTERM to what it left, SIGKILL in {}",
     "kill": "SIGKILL sent, stuck in {}",
@@ -91,14 +92,16 @@ def stop_step(process: ProcessStatus, now: float) -> str:
     step, until = plain(process.get("stop_step", "")), process.get("stop_until")
     if process["state"] not in ("draining", "stopping") or not step or until is None:
         return ""
-    return LADDER.get(step, f"{step}, {{}} more").format(ahead(until - now))
+    left = [plain(each) for each in process.get("stop_left", [])] if step == "drain" else []
+    return ", ".join((*left, LADDER.get(step, f"{step}, {{}} more").format(ahead(until - now))))
 
 
 def story(process: ProcessStatus, now: float) -> str:
     """What goes on with it, in one cell of a table."""
     if by_hand(process, now):
         return by_hand(process, now)
-    said: list[str] = []
+    said: list[str] = [f"in place of {plain(process['replaces'])}"] if "replaces" in process else []
+    said += [f"{plain(process['replaced_by'])} stands in for it"] if "replaced_by" in process else []
     if process["state"] == "backoff" and process["next_attempt_at"] is not None:
         said.append(f"next try in {ahead(process['next_attempt_at'] - now)}")
     if process["state"] in BACK_AGAIN:

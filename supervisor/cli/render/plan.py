@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence, Set
+from itertools import groupby
+from types import MappingProxyType
 from typing import TypedDict
 
 from supervisor.cli.render.text import Cell, Look, fit, table, wrap
@@ -20,8 +22,8 @@ SIGNS = {"added": ("+", "good"), "removed": ("-", "bad"), "changed": ("~", "warn
 
 
 class StopTimes(TypedDict):
-    """In seconds: SIGKILL comes `drain_s` and `term_s` after SIGTERM; what that does not end in `stuck_s` is called stuck; the
-    memory of its GPUs may then take `gpu_s` to come back."""
+    """In seconds: SIGTERM comes when it is drained, after `drain_s` at the latest, SIGKILL `term_s` later; what that does not
+    end in `stuck_s` is called stuck; the memory of its GPUs may then take `gpu_s` to come back."""
 
     drain_s: float
     term_s: float
@@ -39,6 +41,7 @@ class PlanRow(TypedDict):
     argv: list[str]
     env: dict[str, str]
     stop: StopTimes
+    why: str  # why it is there, where noray chose the place
 
 
 def show_plan(
@@ -48,29 +51,55 @@ def show_plan(
     verbose: bool = False,
     secrets: Set[str] = frozenset(),
     running: Sequence[PlanRow] | None = None,
+    unplaced: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
-    """With `running`, the difference comes first; argv and environment of `verbose` are for copying and never cut."""
-    lines = wrap(summary(rows), look.width)
+    """With `running`, the difference comes first; argv and environment of `verbose` are for copying and never cut.
+
+    `unplaced`: processes for which there is no room, and why.
+    """
+    lines = wrap(summary(rows, len(unplaced)), look.width)
     if running is not None:
         lines += ["", *difference(rows, running, look, secrets)]
     if rows:
         lines += ["", *table([row_cells(row, rows, secrets) for row in rows], look, head=HEAD, expendable=(6, 1, 4, 5))]
+    lines += places(rows, unplaced, look)
     if verbose:
         for row in rows:
             lines += ["", *launch(row, rows, look, secrets)]
     return "\n".join(lines) + "\n"
 
 
-def summary(rows: Sequence[PlanRow]) -> str:
+def places(rows: Sequence[PlanRow], unplaced: Mapping[str, str], look: Look) -> list[str]:
+    """Why each is where it is, and why others are nowhere."""
+    lines: list[str] = []
+    if chosen := [row for row in rows if row["why"]]:
+        cells = [
+            [
+                Cell(plain(r["process"])),
+                Cell(f"{plain(r['host'])} GPU {named(r)}" if r["gpus"] else plain(r["host"])),
+                Cell(plain(r["why"])),
+            ]
+            for r in chosen
+        ]
+        lines += ["", "Placed:", *table(cells, look, indent="  ", wrapped=True)]
+    if unplaced:
+        lines += ["", look.paint("No place for:", "bad")]
+        for why, names in groupby(unplaced, unplaced.__getitem__):
+            lines += wrap(f"{listing([plain(name) for name in names])}: {plain(why)}", look.width, "  ", "    ")
+    return lines
+
+
+def summary(rows: Sequence[PlanRow], unplaced: int = 0) -> str:
     kinds: dict[str, int] = {}
     for row in rows:
         kinds[plain(row["kind"])] = kinds.get(plain(row["kind"]), 0) + 1
     hosts, gpus = len({row["host"] for row in rows}), sum(len(row["gpus"]) for row in rows)
-    if not rows:
+    if not rows and not unplaced:
         return "PLAN  nothing to run"
     said = f"PLAN  {plural(len(rows), 'process', 'processes')} on {plural(hosts, 'host')}"
     said += f", {plural(gpus, 'GPU')}" if gpus else ""
-    return f"{said}: {', '.join(f'{count} {kind}' for kind, count in kinds.items())}"
+    said += f": {', '.join(f'{count} {kind}' for kind, count in kinds.items())}"
+    return said + (f"; {unplaced} more without a place" if unplaced else "")
 
 
 def row_cells(row: PlanRow, rows: Sequence[PlanRow], secrets: Set[str]) -> list[Cell]:
@@ -95,11 +124,11 @@ def ports(row: PlanRow) -> str:
 
 
 def stop_times(row: PlanRow) -> str:
-    """stop: SIGTERM, 60 s to drain and 30 s to end (why so long); then SIGKILL to its whole tree; stuck after 10 s more"""
+    """stop: up to 60 s to drain, then SIGTERM, 30 s to end (why so long); then SIGKILL to its whole tree; stuck after …"""
     stop = row["stop"]
-    leader = f"{stop['drain_s']:g} s to drain and " if stop["drain_s"] else ""
-    leader += f"{stop['term_s']:g} s to end ({plain(stop['because'])})"
-    said = f"stop: SIGTERM, {leader}; then SIGKILL to its whole tree; stuck after {stop['stuck_s']:g} s more"
+    leader = f"up to {stop['drain_s']:g} s to drain, then " if stop["drain_s"] else ""
+    leader += f"SIGTERM, {stop['term_s']:g} s to end ({plain(stop['because'])})"
+    said = f"stop: {leader}; then SIGKILL to its whole tree; stuck after {stop['stuck_s']:g} s more"
     return said + (f"; then {stop['gpu_s']:g} s for its GPU memory to come back" if row["gpus"] else "")
 
 

@@ -29,6 +29,7 @@ def troubles(status: Status) -> list[Trouble]:
     """Earliest cause first; what has no time comes last."""
     found = [*controller(status), *(silent_host(status, h) for h in silent(status)), *processes(status)]
     found += [ailing_host(h) for h in status["hosts"] if h["state"] == "up" and h.get("reason")]
+    found += [leaving_host(h, status["asof"]) for h in status["hosts"] if "leaving" in h]
     found += unplaced(status)
     found += logouts(status)
     return sorted(found, key=lambda t: (t.at is None, t.at or 0.0))
@@ -59,6 +60,11 @@ def silent_host(status: Status, host: HostStatus) -> Trouble:
         was = sorted({plain(p["last_known_state"]) for p in there} - {"", "unknown"})
         names = listing([plain(p["name"]) for p in there])
         says += f" What runs there is unknown, not dead: {names}{f' (last known: {listing(was)})' if was else ''}."
+    witness = plain(host.get("witness", ""))
+    if witness:
+        says += f" {witness[:1].upper()}{witness[1:]}."
+    stand_ins = [f"{plain(p['replaced_by'])} for {plain(p['name'])}" for p in there if "replaced_by" in p]
+    says += f" Others stand in: {listing(stand_ins)}." if stand_ins else ""
     about_names = {host["name"], *(p["name"] for p in there), *(p["service"] for p in there)}
     return Trouble(heard, frozenset(about_names), says, next=(f"ssh {name} true", "noray status --all"))
 
@@ -80,6 +86,12 @@ def ailing_host(host: HostStatus) -> Trouble:
     """It answers, but something of it does not."""
     says = f"Host {plain(host['name'])} is up, but {plain(host.get('reason', ''))}. What runs there goes on."
     return Trouble(host.get("gpus_asof"), frozenset({host["name"]}), says, next=("noray doctor gpu",))
+
+
+def leaving_host(host: HostStatus, now: float) -> Trouble:
+    name, why, at = plain(host["name"]), plain(host["leaving"]["why"]), host["leaving"]["since"]
+    says = f"Host {name} is shutting down {since(at, now)} ({why}). Nothing is started there before it is up again."
+    return Trouble(at, frozenset({host["name"]}), says, next=(f"ssh {name} uptime",))
 
 
 def processes(status: Status) -> Iterable[Trouble]:
