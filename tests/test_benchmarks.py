@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import hosts, room
+from benchmarks import room
+from tests.hosts.bed import missing_tools
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -40,9 +41,38 @@ def test_logs_have_a_floor_beside_them() -> None:
 
 @pytest.mark.root
 @pytest.mark.skipif(not room.possible(), reason="needs root to make hosts")
-@pytest.mark.skipif(bool(hosts.missing()), reason=hosts.missing())
+@pytest.mark.skipif(bool(missing_tools()), reason=missing_tools())
 def test_stop_counts_survivors() -> None:
     rows = table("stop")
     noray = rows["noray, over ssh to 2 hosts"]
     assert re.fullmatch(r"[\d.]+ s", noray[1])
     assert noray[3:5] == ["0", "0"]
+
+
+@pytest.mark.root
+@pytest.mark.skipif(not room.possible(), reason="needs root to make hosts")
+@pytest.mark.skipif(bool(missing_tools()), reason=missing_tools())
+def test_a_fleet_gets_ready_idles_and_ends() -> None:
+    rows = table("fleet")
+    assert re.fullmatch(r"[\d.]+ s", rows["noray serve` → all 26 processes ready"][0]), rows
+    assert re.fullmatch(r"[\d.]+ MB", rows["controller, memory (PSS)"][0])
+    assert re.fullmatch(r"[\d.]+ % of a core", rows["controller, CPU while all are ready and nothing happens"][0])
+
+
+@pytest.mark.root
+@pytest.mark.skipif(not room.possible(), reason="needs root to make hosts")
+@pytest.mark.skipif(bool(missing_tools()), reason=missing_tools())
+def test_adoption_has_bare_logins_beside_it() -> None:
+    rows = table("adoption")
+    adopted = rows["noray serve` after a `kill -9` → all 26 runs adopted"]
+    assert re.fullmatch(r"[\d.]+ s", adopted[0]), rows
+    assert re.fullmatch(r"[+-][\d.]+ s", adopted[3]), rows
+
+
+@pytest.mark.root
+@pytest.mark.skipif(not room.possible(), reason="needs root to make hosts")
+@pytest.mark.skipif(bool(missing_tools("nft", "ss")), reason=missing_tools("nft", "ss"))
+def test_drift_counts_descriptors() -> None:
+    *_, last, change = table("drift")["12 reconnections"]
+    assert re.fullmatch(r"[\d.]+ MB, \d+ descriptors", last), last
+    assert change.endswith(", +0"), change

@@ -75,7 +75,7 @@ async def drain(snapshots: AsyncIterator[Status]) -> None:
 @pytest.mark.anyio
 async def test_a_stop_is_written_down_before_anything_is_stopped(desk: Desk) -> None:
     desk.state.create()
-    (desk.state.path / "held.json.new").mkdir()  # as a full disk
+    (desk.state.path / "noray.db").mkdir()  # as a full disk
     with pytest.raises(NorayError, match="cannot write down"):
         await drain(Orders(desk).stop_by_hand(frozenset({"qwen"}), "ann"))
     assert desk.facts == []
@@ -125,6 +125,16 @@ async def test_nothing_is_started_while_all_comes_down(desk: Desk) -> None:
     with pytest.raises(UsageError, match="being brought down"):
         await drain(Orders(desk).start_by_hand(frozenset({"qwen"}), "ann", anew=False))
     assert not any(isinstance(fact, Asked) for fact in desk.facts)
+
+
+@pytest.mark.anyio
+async def test_a_start_lifts_a_hold_that_was_written_down_beside_us(desk: Desk) -> None:
+    """By a stop that had found no controller, while we were starting."""
+    desk.state.hold(["qwen"], "ann")
+    assert not desk.fleet.held
+    desk.world.ready()
+    await drain(Orders(desk).start_by_hand(frozenset({"qwen-0"}), "ann", anew=False))
+    assert desk.state.load_held() == {}
 
 
 def test_a_hold_that_is_lifted_is_lifted_on_disk(desk: Desk) -> None:

@@ -9,6 +9,7 @@ import anyio
 import pytest
 
 from supervisor.cli import doctor
+from supervisor.cli import rounds as rounds_of_hosts
 from supervisor.errors import HostUnreachable
 from supervisor.spec import Host
 from tests.fakes.fake import FakeChannel, FakeHost
@@ -54,8 +55,8 @@ async def test_each_hosts_trouble_is_its_own(monkeypatch: pytest.MonkeyPatch) ->
         "lost": host("lost", lambda op: {**QUIET, "orphans": [ORPHAN]} if op == "look" else None, heard),
     }
     there["away"].unreachable = HostUnreachable("no route to away")
-    monkeypatch.setattr(doctor, "connect", lambda host: there[host.name].transport())
-    rounds = doctor.Rounds({name: Host(name, "local", "/p") for name in there})
+    monkeypatch.setattr(rounds_of_hosts, "connect", lambda host: there[host.name].transport())
+    rounds = doctor.Doctors({name: Host(name, "local", "/p") for name in there})
     began = anyio.current_time()
     await rounds.on_all(rounds.look)
     assert anyio.current_time() - began == doctor.LOOK_S, "the deaf one's time, and nobody else's on top of it"

@@ -6,7 +6,8 @@ import pytest
 
 from supervisor.core.actions import Spawn, Stop, Unwatch, Watch
 from supervisor.core.facts import HostFound, Logout, LogoutTold, Phase, Told
-from supervisor.core.fleet import SURPLUS_TERM_S
+from supervisor.core.fleet import SURPLUS_DRAIN_S, SURPLUS_TERM_S
+from supervisor.core.ids import run_id, run_ms
 from supervisor.core.known import Fleet
 from supervisor.core.process import State
 from supervisor.core.snapshot import HostStatus
@@ -161,7 +162,8 @@ def test_a_passing_controller_waits_for_all_hosts_before_it_stops_in_order() -> 
 
 def test_a_lost_host_is_unknown_and_nothing_is_started() -> None:
     world = up()
-    assert world.lost() == (Unwatch("qwen-0"),)
+    assert Unwatch("qwen-0") in world.lost()
+    assert not asks(world.did)
     assert (world.state, world["qwen-0"].last_known) == ("unknown", "ready")
     world.now_s = 1e6
     assert world.due() == ()
@@ -263,7 +265,9 @@ def test_of_two_live_runs_our_own_is_kept_and_the_other_ended() -> None:
     world = up()
     run = world.run
     world.lost()
-    assert asks(world.found(run_state("0earlier"), run_state(run))) == [Stop("gpu01", "0earlier", SURPLUS_TERM_S)]
+    assert asks(world.found(run_state("0earlier"), run_state(run))) == [
+        Stop("gpu01", "0earlier", SURPLUS_TERM_S, SURPLUS_DRAIN_S)
+    ]
     assert (world.state, world.run) == ("starting", run)
 
 
@@ -393,7 +397,7 @@ def test_what_is_named_again_while_it_drains_comes_back_and_has_not_failed() -> 
 def test_what_moves_is_gone_from_the_old_host_before_it_starts_on_the_new() -> None:
     world = up(WORKER_0, WORKER_1)
     run = world.run
-    assert asks(world.plan(wanted(host="gpu02", stop_rank=1), WORKER_1)) == [Stop("gpu01", run, 90.0)]
+    assert asks(world.plan(wanted(host="gpu02", stop_rank=1), WORKER_1)) == [Stop("gpu01", run, 90.0, 60.0)]
     moved = world.ends()
     assert [(a.process, a.host) for a in moved if isinstance(a, Spawn)] == [("qwen-0", "gpu02")]
 
@@ -489,3 +493,18 @@ def test_a_start_that_would_end_with_its_login_is_not_tried_again() -> None:
 def shown(world: World) -> HostStatus:
     (host,) = status(world.fleet, deployment="d", endpoints=[], controller=None, now_s=world.now_s)["hosts"]
     return host
+
+
+def test_a_new_run_sorts_after_all_that_a_host_knows() -> None:
+    """Hosts keep the newest by their ids: under a clock that was set back, the newest failures would be forgotten first."""
+    later = run_id(7_200_000, 1)
+    assert run_ms(later) == 7_200_000
+    world = World(Fleet(epoch_ms=3_600_000))
+    world.plan(wanted())
+    world.found(run_state(later, Phase.GONE, exit=exited()), run_state("not-ours", Phase.GONE, process="other-0"))
+    first = world.run
+    assert first > later
+    world.runs()
+    world.ends()
+    world.due()
+    assert world.run > first

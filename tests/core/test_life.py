@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from supervisor.core.actions import Spawn, Stop, TellFence, Unwatch, WakeAt, Watch
+from supervisor.core.actions import Action, Fence, Spawn, Stop, TellFence, Unwatch, WakeAt, Watch
 from supervisor.core.facts import Due, Phase, Probed, Told
-from supervisor.core.fleet import run_id
+from supervisor.core.ids import run_id
 from supervisor.core.known import Fleet
 from supervisor.core.process import State
 from supervisor.core.restart import RestartPolicy
-from tests.core.world import World, exited, run_state, spawns, stops, up, wanted
+from tests.core.world import World, asks, exited, run_state, spawns, stops, up, wanted
 
 
 def test_from_nothing_to_ready() -> None:
@@ -142,6 +144,23 @@ def test_a_refusal_is_final(cause: str) -> None:
     assert spawns(world.due()) == []
 
 
+def test_a_start_that_found_no_room_is_tried_again_and_not_at_once() -> None:
+    """A full disk is a matter of minutes at least: tried at once, the whole budget would be spent in a second."""
+    world = World()
+    world.plan(wanted())
+    world.found()
+    full = exited(None, cause="disk", message="cannot make the run's directory: [Errno 28] No space left on device")
+    for _ in range(5):
+        world.told(Phase.GONE, exit=full, pid=None)
+        assert world.state == "backoff"
+        world.now_s = world["qwen-0"].next_attempt_s
+        assert spawns(world.due()) == ["qwen-0"]
+    assert world.now_s > 20.0
+    world.told(Phase.GONE, exit=full, pid=None)
+    assert world.state == "failed"
+    assert "no space left on its host's disk" in world["qwen-0"].reason
+
+
 def test_a_port_clash_at_run_time_is_tried_again_at_once() -> None:
     world = World()
     world.plan(wanted())
@@ -242,12 +261,53 @@ def test_progress_of_any_kind_keeps_a_start_alive(what: str) -> None:
     assert world.state == "starting"
 
 
-def test_the_clock_of_a_start_that_lost_its_readiness_begins_anew() -> None:
-    world = up(wanted(stall_s=100.0))
-    world.now_s = 5000.0
-    actions = world.tell(Probed("qwen-0", world.run, "503", ready=False))
-    assert actions == (WakeAt("qwen-0", world.run, 5100.0),)
-    assert not stops(world.due())
+def ill(world: World, at_s: float, **more: Any) -> tuple[Action, ...]:
+    world.now_s = at_s
+    return world.tell(Probed("qwen-0", world.run, "endpoint generate is notready", ready=False, **more))
+
+
+def test_what_was_ready_and_does_not_work_any_more_is_fenced_ended_and_started_anew() -> None:
+    world = up(wanted(alive_s=20.0, stall_s=100.0))
+    assert ill(world, 5000.0) == (WakeAt("qwen-0", world.run, 5020.0),)
+    for at_s in (5010.0, 5019.0):  # what it says meanwhile is no progress
+        assert not ill(world, at_s, progress=int(at_s))
+        assert not asks(world.due())
+    run = world.run
+    world.now_s = 5020.0
+    assert asks(world.due()) == [Fence("gpu01", run), Stop("gpu01", run, 10.0)]
+    again = world.ends(exited(0, asked=True))
+    assert world.state is State.BACKOFF
+    assert "for 20 s has not been: endpoint generate is notready; restart 1 of 5" in world["qwen-0"].reason
+    assert [a.at_s for a in again if isinstance(a, WakeAt)] == [5020.0], "it had been healthy: at once"
+
+
+def test_it_may_recover_in_time() -> None:
+    world = up(wanted(alive_s=20.0))
+    ill(world, 5000.0)
+    world.now_s = 5019.0
+    world.ready()
+    world.now_s = 5020.0
+    assert not asks(world.due())
+    assert ill(world, 6000.0) == (WakeAt("qwen-0", world.run, 6020.0),), "and falls ill anew"
+
+
+def test_who_is_not_ready_for_others_reasons_is_left_alone() -> None:
+    """Its frontend is gone, or etcd is: its own health says it is well."""
+    world = up(wanted(alive_s=20.0, stall_s=100.0))
+    assert not ill(world, 5000.0, well=True)
+    assert world.state is State.STARTING
+    world.now_s = 9000.0
+    assert not asks(world.due())
+
+
+def test_nor_is_a_start_that_waits_for_others() -> None:
+    world = World()
+    world.plan(wanted(stall_s=100.0))
+    world.found()
+    world.runs()
+    for at_s in range(0, 1000, 50):
+        ill(world, float(at_s), well=True)
+        assert not asks(world.due())
 
 
 def test_time_alone_does_not_hurt_what_is_ready() -> None:

@@ -13,9 +13,23 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from supervisor.core.actions import Action, Spawn, Stop
 from supervisor.core.exit import Exit
-from supervisor.core.facts import Asked, Due, Fact, HostFound, HostLost, Phase, Planned, Probed, RunState, StopAsked, Told
+from supervisor.core.facts import (
+    Asked,
+    Due,
+    Fact,
+    HostFound,
+    HostLost,
+    LeavingTold,
+    Phase,
+    Planned,
+    Probed,
+    RunState,
+    StopAsked,
+    Told,
+)
 from supervisor.core.fleet import step_fleet
 from supervisor.core.known import Fleet
+from supervisor.core.memory import remembered
 from supervisor.core.process import AT_REST, State
 from supervisor.core.restart import RestartPolicy
 from supervisor.core.wanted import Wanted
@@ -34,6 +48,8 @@ class ModelHost:
     """What is true on one machine, whether anybody can see it or not."""
 
     connected: bool = False
+    boot: int = 0
+    leaving: str = ""
     runs: dict[str, RunState] = field(default_factory=dict)
     reported: set[str] = field(default_factory=set)  # finished ones that a hello may leave out
 
@@ -58,6 +74,7 @@ class Deployment(RuleBasedStateMachine):
         self.known: dict[str, str] = {}  # live runs the controller was told of or started: run -> process
         self.begun: dict[str, list[float]] = {}  # process -> when it was spawned, since its last fresh plan
         self.held: set[str] = set()  # processes that were stopped by hand
+        self.past_files: dict[str, Wanted] = {}
         self.queue: list[tuple[str, Action]] = []  # on their way to a host, lost with the line
 
     # --- telling the fleet, and judging what it asks for -----------------------------------------------------------------
@@ -93,6 +110,7 @@ class Deployment(RuleBasedStateMachine):
             self.queue.append((action.host, action))
         if isinstance(action, Spawn):
             assert not self.fleet.stopping, "spawned while stopping"
+            assert not self.hosts[action.host].leaving, "spawned on a host that shuts down"
             assert action.process not in self.held, "spawned what was stopped by hand"
             assert action.process not in self.known.values(), "a second live run"
             self.known[action.run] = action.process
@@ -131,6 +149,7 @@ class Deployment(RuleBasedStateMachine):
             for name, host in placed.items()
         }
         self.held &= set(wanted)
+        self.past_files = wanted
         self.tell(Planned(wanted))
 
     @rule(name=st.sampled_from([*NAMES, *RANKS]), word=st.sampled_from(["stop", "start", "restart"]), hurry=st.booleans())
@@ -152,7 +171,26 @@ class Deployment(RuleBasedStateMachine):
     def line_is_back(self, host: str) -> None:
         if not self.hosts[host].connected:
             self.hosts[host].connected = True
-            self.tell(HostFound(host, self.hosts[host].record()))
+            there = self.hosts[host]
+            self.tell(HostFound(host, there.record(), str(there.boot), leaving=there.leaving))
+
+    @rule(host=st.sampled_from(HOSTS), orderly=st.booleans())
+    def host_reboots(self, host: str, orderly: bool) -> None:
+        """Its link says so first, or nobody does; what it ran is closed by whoever comes first afterwards."""
+        there = self.hosts[host]
+        there.leaving = "it shows" if orderly else ""
+        if there.connected and orderly:
+            self.tell(LeavingTold(host, there.leaving))
+        ended = Exit(None, None, 0, False, "reboot")
+        there.runs = {run: replace(s, phase=Phase.GONE, exit=s.exit or ended) for run, s in there.runs.items()}
+        self.line_breaks(host)
+
+    @rule(host=st.sampled_from(HOSTS))
+    def host_is_up_again(self, host: str) -> None:
+        there = self.hosts[host]
+        there.boot, there.leaving = there.boot + 1, ""
+        self.line_breaks(host)
+        self.line_is_back(host)
 
     @precondition(lambda self: self.queue)
     @rule()
@@ -178,6 +216,21 @@ class Deployment(RuleBasedStateMachine):
         later = PHASES[PHASES.index(state.phase) + 1 :]
         ended = state.exit or Exit(code, None if code is not None else 9, 0, state.asked)
         self.moves(host, replace(state, phase=data.draw(st.sampled_from(later)), exit=ended))
+
+    @rule(seconds=st.sampled_from([1.0, 50.0]))
+    def the_controller_dies_and_another_comes(self, seconds: float) -> None:
+        """With its memory and the operator's words; it meets the hosts one by one."""
+        if self.fleet.stopping:
+            return
+        memory = {name: remembered(p) for name, p in self.fleet.processes.items()}
+        self.now_s += seconds
+        self.queue.clear()
+        self.fleet = Fleet(held=self.fleet.held, remembered=memory)
+        for host in self.hosts.values():
+            host.connected = False
+        self.tell(Planned(self.past_files))
+        # What it was told of what is in no file any more is forgotten, and found as surplus.
+        self.known = {p.run: name for name, p in self.fleet.processes.items() if p.seen and not p.over}
 
     @rule(host=st.sampled_from(HOSTS), process=st.sampled_from(NAMES))
     def somebody_elses_controller_left_a_run(self, host: str, process: str) -> None:

@@ -38,6 +38,44 @@ def climb(*history: tuple[str, float], term_s: float = 30.0) -> list[str | None]
     return did
 
 
+def draining(*history: tuple[str, float]) -> list[tuple[str, float | None]]:
+    """Asked at 0 s with 60 s to drain and 30 s to end; the steps and deadlines after each."""
+    step, did = ladder.Ladder(term_s=90.0, drain_s=60.0), []
+    for event, now in ((ladder.ASK, 0.0), *history):
+        step, _ = ladder.on(step, event, now)
+        did.append((step.step, step.deadline))
+    return did
+
+
+def test_sigterm_waits_for_the_drain_and_the_time_to_end_is_counted_from_it() -> None:
+    assert draining((ladder.DRAINED, 7.0)) == [("drain", 60.0), ("term_leader", 36.5)]
+
+
+def test_a_drain_that_takes_too_long_is_cut_off() -> None:
+    steps = [("drain", 60.0), ("term_leader", 89.5), ("term_rest", 90.0), ("kill", 100.0)]
+    assert draining((ladder.DUE, 60.0), (ladder.DUE, 89.5), (ladder.DUE, 90.0)) == steps
+
+
+def test_what_is_loading_has_nothing_to_finish_and_may_be_deaf() -> None:
+    steps = [("drain", 60.0), ("term_leader", 3.0), ("term_rest", 3.5), ("kill", 13.5)]
+    assert draining((ladder.UNSERVED, 0.5), (ladder.DUE, 3.0), (ladder.DUE, 3.5)) == steps
+
+
+def test_a_drain_may_be_skipped_and_shortened_and_not_lengthened() -> None:
+    step = ladder.Ladder(step=ladder.DRAIN, deadline=60.0, kill_at=90.0)
+    again = [
+        ladder.on(step._replace(term_s=term, drain_s=drain), ladder.ASK, 5.0)[0]
+        for term, drain in [(0, 0), (20, 9), (900, 600)]
+    ]
+    assert [(s.step, s.deadline, s.kill_at) for s in again] == [
+        ("drain", 5.0, 5.5), ("drain", 14.0, 25.0), ("drain", 60.0, 90.0),
+    ]  # fmt: skip
+
+
+def test_a_leader_that_ends_while_it_drains_takes_the_rest_with_it() -> None:
+    assert draining((ladder.LEADER_GONE, 2.0), (ladder.DUE, 3.0)) == [("drain", 60.0), ("term_rest", 3.0), ("kill", 13.0)]
+
+
 def test_memory_that_does_not_come_back_is_held_and_still_ends_when_it_does() -> None:
     step, did = ladder.Ladder(gpus=True), []
     for event in (ladder.ASK, ladder.EMPTY, ladder.EMPTY, ladder.DUE, ladder.RETURNED):

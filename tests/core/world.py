@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from supervisor.core.actions import Action, Spawn, Stop
+from supervisor.core.actions import Action, Fence, Spawn, Stop
 from supervisor.core.exit import Exit
 from supervisor.core.facts import Asked, Due, Fact, HostFound, HostLost, Phase, Planned, Probed, RunState, StopAsked, Told
 from supervisor.core.fleet import step_fleet
@@ -127,4 +127,4 @@ def stops(actions: Iterable[Action]) -> list[tuple[str, float]]:
 
 def asks(actions: Iterable[Action]) -> list[Action]:
     """What changes the world; not looking at it and not timers."""
-    return [a for a in actions if isinstance(a, Spawn | Stop)]
+    return [a for a in actions if isinstance(a, Spawn | Stop | Fence)]

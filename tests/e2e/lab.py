@@ -30,6 +30,7 @@ from supervisor.core.snapshot import ProcessStatus, Status
 from supervisor.demo.model import write_tiny_model
 from tests.e2e.terminal import Terminal
 from tests.fakes.sshd import Sshd
+from tests.hosts.bed import Bed
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "tiny-model"
@@ -72,6 +73,7 @@ class Lab:
         self.deployment = {key: value for key, value in self.deployment.items() if value is not None}
         self.files: list[str] = []
         self.account: dict[str, Any] = {}  # who says `noray`, for subprocess
+        self.bed: Bed | None = None  # whose hosts it is over, besides this machine
         self._children: list[subprocess.Popen[str]] = []
         self.write()
 
@@ -214,8 +216,9 @@ class Lab:
 
     def claims(self) -> list[str]:
         """What is held on this machine by runs of this lab: its names, and any port it could have had."""
-        names = re.findall(r"@(noray/\S+)", Path("/proc/net/unix").read_text())
-        return [name for name in names if self.name in name]
+        inits = [host.init for host in self.bed or () if host.is_on]
+        tables = [Path(f"/proc/{pid}/net/unix").read_text() for pid in (os.getpid(), *inits)]
+        return [name for table in tables for name in re.findall(r"@(noray/\S+)", table) if self.name in name]
 
     def helpers(self, process: str) -> dict[str, list[int]]:
         """The pids of keeper, pump and heir of one process."""
@@ -233,10 +236,32 @@ class Lab:
         here |= {"key": str(sshd.key), "known_hosts": str(sshd.known_hosts)}
         self.write()
 
+    def over(self, bed: Bed) -> None:
+        """Live on these hosts instead. The bed was made in our place, with our mark in its `env`; enter us after it.
+
+        Each host's processes have the home of their login.
+        """
+        self.bed = bed
+        ours = self.host_keys() | {"env": {"NORAY_TEST": self.mark}}
+        self.hosts = {"hosts": {name: {**ours, **keys} for name, keys in bed.inventory.items()}}
+        self.write()
+
+    @property
+    def http_host(self) -> str:
+        """Where its frontend listens."""
+        if self.bed is None:
+            return "127.0.0.1"
+        return self.bed[self.deployment["frontend"].get("host", next(iter(self.bed)).name)].address
+
+    def pid(self, name: str) -> int:
+        """The pid of a process as we see it; its host, which is asked by `status`, may be a pid namespace of its own."""
+        found = self.process(name)
+        assert found["pid"] is not None
+        return self.bed[found["host"]].pids()[found["pid"]] if self.bed else found["pid"]
+
     def kill_tree(self, name: str) -> None:
         """SIGKILL a process and everything below it."""
-        pid = self.process(name)["pid"]
-        assert pid is not None
+        pid = self.pid(name)
         for each in (pid, *below(pid)):
             send(each, signal.SIGKILL)
 
@@ -245,14 +270,14 @@ class Lab:
     def get(self, path: str) -> dict[str, Any]:
         return self._ask("GET", path, None)
 
-    def chat(self, max_tokens: int = 8) -> None:
-        """A chat completion. A mocker's tokens decode to nothing, but they are all there."""
-        answer = self._ask("POST", "/v1/chat/completions", question(max_tokens, stream=False))
+    def chat(self, max_tokens: int = 8, door: int = 0) -> None:
+        """A chat completion of frontend number `door`. A mocker's tokens decode to nothing, but they are all there."""
+        answer = self._ask("POST", "/v1/chat/completions", question(max_tokens, stream=False), door)
         assert answer["choices"][0]["finish_reason"] == "length", answer
         assert answer["usage"]["completion_tokens"] == max_tokens, answer
 
-    def _ask(self, method: str, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=30)
+    def _ask(self, method: str, path: str, body: Mapping[str, Any] | None, door: int = 0) -> dict[str, Any]:
+        connection = http.client.HTTPConnection(self.http_host, self.http_port + door, timeout=30)
         try:
             connection.request(method, path, json.dumps(body) if body else None, {"Content-Type": "application/json"})
             answer = connection.getresponse()
@@ -262,9 +287,9 @@ class Lab:
         finally:
             connection.close()
 
-    def stream(self, max_tokens: int) -> None:
-        """One streamed chat completion; AssertionError unless it ends as it should, complete."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=30)
+    def stream(self, max_tokens: int, timeout_s: float = 120.0) -> None:
+        """One streamed chat completion; AssertionError unless it ends as it should, complete. `timeout_s`: of silence."""
+        connection = http.client.HTTPConnection(self.http_host, self.http_port, timeout=timeout_s)
         try:
             body = json.dumps(question(max_tokens, stream=True))
             connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
@@ -280,10 +305,14 @@ class Lab:
 
     def busy(self, system_port: int) -> bool:
         """Whether the worker with this port has a request in flight."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{system_port}/metrics", timeout=10) as answer:
+        return self.inflight(system_port) > 0
+
+    def inflight(self, system_port: int, host: str = "127.0.0.1") -> int:
+        """Requests that the worker with this port is answering; `host`: its address."""
+        with urllib.request.urlopen(f"http://{host}:{system_port}/metrics", timeout=10) as answer:
             page = answer.read().decode()
         found = re.findall(r'inflight_requests\{[^}]*dynamo_endpoint="generate"[^}]*\} (\d+)', page)
-        return any(int(count) for count in found)
+        return sum(map(int, found))
 
     def instances(self) -> set[int]:
         """Whom the frontend would route to: the instance ids on its `generate` endpoint."""

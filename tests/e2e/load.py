@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
+from typing import NamedTuple
+
+
+class Asked(NamedTuple):
+    """One request: when it began, on time.monotonic(), how long it took, and what was wrong with its answer."""
+
+    at_s: float
+    took_s: float
+    failure: str
 
 
 class Load:
@@ -12,6 +22,7 @@ class Load:
     def __init__(self, ask: Callable[[], object], clients: int) -> None:
         self.done = 0
         self.failures: list[str] = []
+        self.requests: list[Asked] = []
         self._ask = ask
         self._moved = threading.Condition()
         self._stop = False
@@ -33,15 +44,23 @@ class Load:
             wanted = self.done + count
             assert self._moved.wait_for(lambda: self.done >= wanted, timeout_s), f"{self.done} requests, {self.failures}"
 
+    def past(self, at_s: float, timeout_s: float = 60.0) -> None:
+        """Wait until every client has begun another request since then, on time.monotonic(), and it has ended."""
+        clients = len(self._clients)
+        with self._moved:
+            enough = self._moved.wait_for(lambda: sum(e.at_s > at_s for e in self.requests) > 2 * clients, timeout_s)
+            assert enough, f"{self.done} requests, {self.failures}"
+
     def _client(self) -> None:
         while not self._stop:
-            failure = ""
+            failure, at_s = "", time.monotonic()
             try:
                 self._ask()
             except Exception as error:
                 failure = repr(error)
             with self._moved:
                 self.done += 1
+                self.requests.append(Asked(at_s, time.monotonic() - at_s, failure))
                 if failure:
                     self.failures.append(failure)
                 self._moved.notify_all()

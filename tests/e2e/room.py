@@ -21,6 +21,7 @@ import pytest
 
 MARK = "NORAY_TESTS_INSIDE"  # set: this process is in the room
 E2E = Path(__file__).parent
+CHAOS, GPU, HOSTS = (E2E.with_name(name) for name in ("chaos", "gpu", "hosts"))
 UNSHARE = ("unshare", "--net", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child=KILL")
 NETWORK = """\
 link set lo up
@@ -35,8 +36,14 @@ def wanted(arguments: Sequence[str], started_in: Path) -> bool:
     if os.geteuid() != 0 or MARK in os.environ:
         return False
     paths = [(started_in / argument.partition("::")[0]).resolve() for argument in arguments]
-    if not any(path == E2E or path in E2E.parents or E2E in path.parents for path in paths):
-        return False
+    reached = {
+        tests
+        for tests in (E2E, CHAOS, GPU, HOSTS)
+        for path in paths
+        if path == tests or path in tests.parents or tests in path.parents
+    }
+    if not reached or (reached == {GPU} and Path("/dev/nvidiactl").exists()):
+        return False  # a real driver names processes by pids of the machine, which mean nothing in here
     return subprocess.run([*UNSHARE, "ip", "link"], capture_output=True, check=False).returncode == 0
 
 

@@ -216,3 +216,13 @@ def test_down_has_patience_with_a_slow_host(lab: Lab, tmp_path_factory: pytest.T
         lab.kill_controller()
         drag.touch()
         lab.down()
+
+
+def test_who_asked_for_down_may_go(lab: Lab) -> None:
+    """The order stands, and no controller is left that would start nothing more and be in the way of the next `up`."""
+    lab.up()
+    down = lab.start("down", "--yes")
+    lab.wait(lambda s: any(p["desired"] == "stopped" for p in s["processes"]))
+    down.kill()
+    until(lambda: not lab.has_controller())
+    until(lambda: not lab.living())

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.lab import Lab, below, pids, send, until
+from tests.e2e.lab import Lab, below, pids, send, states, until
 from tests.e2e.load import Load, Request
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     with Lab(tmp_path_factory.mktemp("l")) as lab:
-        lab.deployment["frontend"]["args"] = {"router_mode": "round-robin"}
+        lab.deployment["frontend"] |= {"replicas": 2, "args": {"router_mode": "round-robin"}}
         lab.deployment["models"][0]["replicas"] = 3
         lab.write()
         lab.up()
@@ -63,9 +63,12 @@ def test_a_killed_worker_costs_no_request(lab: Lab) -> None:
     assert len(lab.instances()) == 3
 
 
-def test_a_killed_frontend_comes_back_alone(lab: Lab) -> None:
+def test_a_killed_frontend_comes_back_alone_and_the_other_one_serves_meanwhile(lab: Lab) -> None:
+    assert lab.status()["endpoints"] == [f"http://127.0.0.1:{lab.http_port + door}" for door in range(2)]
     rest = others(lab, "frontend-0")
     lab.kill_tree("frontend-0")
+    lab.wait(lambda s: states(s)["frontend-0"] != "ready")
+    lab.chat(door=1)
     healed(lab, "frontend-0")
     lab.chat()
     assert others(lab, "frontend-0") == rest

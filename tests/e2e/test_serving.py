@@ -199,6 +199,13 @@ def test_up_again_changes_nothing(lab: Lab) -> None:
     assert pids(lab.status()) == before
 
 
+def test_eject_is_refused_while_it_runs(lab: Lab) -> None:
+    before = pids(lab.status())
+    done = lab.noray("eject", "here", "-i", "hosts.yaml", "--yes", code=1)
+    assert f"noray down -d {lab.name}" in done.stdout
+    assert pids(lab.wait(lambda s: s["ready"])) == before
+
+
 def test_down_leaves_nothing(lab: Lab) -> None:
     ports = [port for p in lab.status()["processes"] for port in p["ports"].values()]
     done = lab.noray("down")
@@ -230,3 +237,17 @@ def test_purge_forgets_it(lab: Lab) -> None:
     assert not lab.state.exists()
     assert not [path for path in lab.host_dir.rglob("*") if lab.name in path.parts]
     assert "no deployment is known here" in lab.noray("status", code=1).stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be alone on a host")
+def test_then_it_can_be_ejected_and_nothing_at_all_is_left(lab: Lab) -> None:
+    """In namespaces of its own, as other tests' runs would be in its way; over SSH the host is not in there."""
+    alone = ["unshare", "--net", "--pid", "--fork", "--mount-proc", "--kill-child=KILL"]
+    here = {"hosts": {"here": {"transport": "local", "python": sys.executable, "host_dir": str(lab.host_dir)}}}
+    (lab.place / "only.yaml").write_text(json.dumps(here))
+    verb = [sys.executable, "-m", "supervisor", "eject", "--all", "-i", "only.yaml", "--yes", "--json"]
+    done = subprocess.run([*alone, *verb], cwd=lab.place, env=lab.env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (seen,) = json.loads(done.stdout)["hosts"]
+    assert (seen["state"], seen["living"], seen["left"]) == ("clean", [], [])
+    assert list(lab.host_dir.rglob("*")) == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -24,7 +26,7 @@ def test_what_is_written_is_read(state: StateDir) -> None:
     held = {"qwen": Held("ann", 1_700_000_000_123), "etcd-0": Held("", 0)}
     state.save_held(held)
     assert state.load_held() == held
-    assert [file.name for file in state.path.iterdir()] == ["held.json"]
+    assert StateDir(state.path).load_held() == held
 
 
 def test_a_stop_without_a_controller_adds_to_it_and_keeps_who_was_first(state: StateDir) -> None:
@@ -38,16 +40,18 @@ def test_a_stop_without_a_controller_adds_to_it_and_keeps_who_was_first(state: S
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", '{"held": []}', '{"held": {"qwen": "ann"}}', '{"held": {"qwen": {"by": "ann"}}}', "\0"]
 )
-def test_a_file_that_nobody_of_us_wrote_is_named_and_not_guessed_at(state: StateDir, text: str) -> None:
-    state.create()
-    (state.path / "held.json").write_text(text)
-    with pytest.raises(NorayError, match=r"held\.json: cannot be read"):
+def test_what_nobody_of_us_wrote_is_named_and_not_guessed_at(state: StateDir, text: str) -> None:
+    state.save_held({})
+    with closing(sqlite3.connect(state.path / "noray.db")) as db, db:
+        db.execute("UPDATE intents SET body = ? WHERE name = 'held'", (text,))
+    with pytest.raises(NorayError, match=r"noray\.db: held: cannot be read"):
         state.load_held()
 
 
 def test_where_it_cannot_be_written_the_old_word_stands(state: StateDir) -> None:
     state.save_held({"qwen": Held("ann", 1)})
-    (state.path / "held.json.new").mkdir()
+    with closing(sqlite3.connect(state.path / "noray.db")) as db, db:
+        db.execute("CREATE TRIGGER full BEFORE INSERT ON intents BEGIN SELECT RAISE(FAIL, 'disk full'); END")
     with pytest.raises(NorayError, match="cannot write down"):
         state.save_held({})
     assert state.load_held() == {"qwen": Held("ann", 1)}

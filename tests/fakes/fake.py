@@ -7,6 +7,7 @@ host.channels[-1].exit(3)                      the program ends
 host.cut()                                     the line breaks, the programs live on (`host.running`)
 host.refuses = HostRefused(...)                the next open() is told so; likewise `host.unreachable`
 host.silent = True                             the next open() gets no answer
+host.goodbye_s = 5                             to hang up takes so long
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ class FakeHost:
         self.refuses: HostRefused | None = None
         self.unreachable: HostUnreachable | None = None
         self.silent = False
+        self.goodbye_s = 0.0
+        self.knocks: list[float] = []  # when somebody tried to open a channel
         self.channels: list[FakeChannel] = []
         self.running: list[FakeChannel] = []  # programs that have not ended, whatever their lines do
 
@@ -53,6 +56,7 @@ class FakeTransport:
 
     async def open(self, program: str, timeout_s: float) -> FakeChannel:
         await anyio.lowlevel.checkpoint()
+        self._scripted.knocks.append(anyio.current_time())
         if self._closed:
             raise HostUnreachable(f"the line to {self.host} was closed here")
         if sum(not channel.closed for channel in self._channels) >= MAX_CHANNELS:
@@ -72,6 +76,8 @@ class FakeTransport:
 
     async def aclose(self) -> None:
         self._closed = True
+        if self._scripted.goodbye_s:
+            await anyio.sleep(self._scripted.goodbye_s)
         for channel in self._channels:
             channel.hang_up()
 

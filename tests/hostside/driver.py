@@ -98,7 +98,9 @@ def sabotaged(folder: Path, **replaced: str | tuple[str, str]) -> Path:
 
 @functools.cache
 def importable(package: Path) -> Path:
-    """A folder from which the package is imported as `noray_host`, and that keeps what was compiled of it."""
+    """Where the package is imported from as `noray_host`: a zipapp itself, else a folder that keeps what was compiled of it."""
+    if package.suffix == ".pyz":
+        return package
     folder = Path(tempfile.mkdtemp(prefix=f"ni-{os.getpid()}-", dir="/tmp"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     (folder / "noray_host").symlink_to(package)

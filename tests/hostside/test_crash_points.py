@@ -101,6 +101,23 @@ def test_what_fails_after_the_release_leaves_nobody(host: Host) -> None:
     host.assert_nothing_left()
 
 
+def test_one_that_never_lived_hides_nobody_who_lives(host: Host) -> None:
+    """Its records are closed by the link that finds it, on the spot: that is not yet the answer for all of them."""
+    first = host.link()
+    living = [first.started(f"r{n}", process=f"w-{n}")["run"] for n in (1, 2)]
+    unborn = host.run_dir("w-0", "r0")
+    (unborn / "log").mkdir(parents=True)
+    (unborn / "lock").touch()
+    (unborn / "spec.json").write_text('{"process": "w-0", "run": "r0", "v": 1}')
+    first.kill()
+    first.ended()
+    second = host.link()
+    told = {state["run"]: state["phase"] for state in second.said[-1]["hello"]["runs"]}
+    assert told == {"r0": "gone", **dict.fromkeys(living, "running")}
+    for run in living:
+        second.stopped(run)
+
+
 def test_a_child_that_lost_its_keeper_never_runs(host: Host) -> None:
     """The mutant of `recorded`: released before the record is on disk, nobody would know of it."""
     step = "        os.kill(os.getpid(), 9)\n"

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
-import shutil
 import signal
-import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,67 +15,7 @@ import pytest
 
 from supervisor.hostside import fence
 from tests.hostside.driver import PY, Host, Link, wait_for
-
-PREFIX = "v1/instances/ns/"
-
-
-class Etcd:
-    """A real etcd as a run of the host under test, spoken to over HTTP."""
-
-    def __init__(self, host: Host) -> None:
-        found = Path(sys.executable).with_name("etcd")
-        program = str(found) if found.exists() else shutil.which("etcd")
-        if program is None:
-            pytest.skip("no etcd on this machine")
-        self.host, self.link = host, host.link(deployment=host.deployment + "e")
-        self.number, self.peer = 0, 0
-        self.program = program
-        self.count = 0
-        self.up()
-
-    def up(self) -> None:
-        self.count += 1
-        client, peer = "http://127.0.0.1:${port.client}", "http://127.0.0.1:${port.peer}"
-        ports = {"client": [self.number, "127.0.0.1"], "peer": [self.peer, "127.0.0.1"]}
-        argv = [self.program, "--data-dir=d", f"--listen-client-urls={client}", f"--advertise-client-urls={client}",
-                f"--listen-peer-urls={peer}", f"--initial-advertise-peer-urls={peer}",
-                f"--initial-cluster=default={peer}"]  # fmt: skip
-        self.state = self.link.started(f"e{self.count}", argv=argv, process="etcd", ports=ports)
-        self.number, self.peer = self.state["ports"]["client"], self.state["ports"]["peer"]
-        self.url = f"http://127.0.0.1:{self.number}"
-        wait_for(self.healthy, "etcd")
-
-    def down(self) -> None:
-        os.kill(self.state["pid"], signal.SIGKILL)
-        self.link.gone(f"e{self.count}")
-
-    def healthy(self) -> bool:
-        try:
-            with urllib.request.urlopen(self.url + "/health", timeout=2) as answer:
-                return bool(answer.status == 200)
-        except OSError:
-            return False
-
-    def post(self, path: str, **body: Any) -> dict[str, Any]:
-        asked = urllib.request.Request(self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
-        with urllib.request.urlopen(asked, timeout=5) as answer:
-            decoded: dict[str, Any] = json.loads(answer.read())
-        return decoded
-
-    def register(self, address: str, name: str) -> str:
-        """As a Dynamo worker does: a key on a lease of its own, whose id is the instance id."""
-        lease = str(self.post("/v3/lease/grant", TTL=60)["ID"])
-        value = {"instance_id": int(lease), "transport": {"tcp": f"{address}/{int(lease):x}/generate"}}
-        self.post("/v3/kv/put", key=_64(PREFIX + name), value=_64(json.dumps(value)), lease=lease)
-        return lease
-
-    def names(self) -> set[str]:
-        found = self.post("/v3/kv/range", key=_64(PREFIX), range_end=_64(PREFIX[:-1] + "0"))
-        return {base64.b64decode(kv["key"]).decode().removeprefix(PREFIX) for kv in found.get("kvs", [])}
-
-
-def _64(text: str) -> str:
-    return base64.b64encode(text.encode()).decode()
+from tests.hostside.etcd import PREFIX, Etcd
 
 
 @pytest.fixture
@@ -155,8 +91,8 @@ def test_sigterm_to_the_keeper_fences_first(host: Host, link: Link, etcd: Etcd) 
     wait_for(lambda: "up" in link.tail("r1"))
     etcd.register(f"127.0.0.1:{state['ports']['rp']}", "mine")
     os.kill(host.helper("keeper", "r1"), signal.SIGTERM)
-    asked = link.state("r1", lambda s: s["asked"])
-    assert (asked["phase"], etcd.names()) == ("running", set())
+    heard = link.state("r1", lambda s: s["terminated"])
+    assert (heard["phase"], etcd.names()) == ("running", set())
     link.gone()
 
 

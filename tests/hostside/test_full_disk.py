@@ -68,6 +68,36 @@ def fill(path: Path, size: int = 1 << 30) -> None:
             pass
 
 
+def test_a_full_disk_lets_a_controller_in(small: Host) -> None:
+    """Just then somebody wants to see what runs there, and to stop it."""
+    small.link().started()
+    fill(seen(small) / "ballast")
+    second = small.link(epoch=2)
+    assert [state["phase"] for state in second.said[-1]["hello"]["runs"]] == ["running"]
+    second.stopped()
+
+
+@pytest.mark.parametrize("room", [0, 1, 2, 3, 5])
+def test_a_start_without_room_is_a_start_that_failed(small: Host, room: int) -> None:
+    """Wherever the disk ends on the way: it is told, it is over, the link lives, and with room the next one starts."""
+    link = small.link()
+    ballast = seen(small) / "ballast"
+    fill(ballast)
+    os.truncate(ballast, ballast.stat().st_size - room * 4096)
+    link.start("r1")
+    state = link.state("r1", lambda s: s["phase"] != "starting")
+    if state["phase"] == "gone":
+        assert state["exit"]["cause"] == "disk", state["exit"]
+        folder = seen(small) / "runs" / small.deployment / "w-0" / "r1"
+        assert not folder.exists() or (folder / "gone.json").exists()
+    else:
+        link.stopped("r1")
+    assert not list((seen(small) / "runs" / small.deployment / "w-0").glob(".*")), "a draft is left"
+    ballast.unlink()
+    link.started("r2")
+    link.stopped("r2")
+
+
 def test_a_full_disk_stops_nobody_and_eats_no_exit_code(small: Host) -> None:
     link = small.link()
     link.started(argv=[*PY, WRITER, str(small.root)])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
 from pathlib import Path
 from typing import Any
 
-from tests.hostside.driver import Host, Link, Message, sabotaged, sockets_named, wait_for
+from tests.hostside.driver import Host, Link, Message, sabotaged, sockets_named, stat, wait_for
 
 OTHER = {"controller": "box:2", "id": "two", "user": "eve", "since": "then", "epoch": 2}
 FIRST = {"controller": "box:1", "id": "one", "user": "adam", "since": "before", "epoch": 9}
@@ -86,8 +87,39 @@ def test_a_new_connection_puts_the_old_one_out(host: Host) -> None:
     new.stopped("r1")
 
 
-def test_a_hung_link_is_passed_by_and_can_change_nothing(host: Host) -> None:
+def record(host: Host) -> Path:
+    """Where a host keeps who leads."""
+    return host.base / "runs" / host.deployment / ".controller"
+
+
+def test_a_hung_link_goes_and_what_it_started_stays(host: Host) -> None:
     old = host.link(**FIRST)
+    pid = old.started("r1")["pid"]
+    old.kill(signal.SIGSTOP)
+    known = json.loads(record(host).read_text())
+    bystander = {**known["links"][0], "pid": host.run("sleep", "1000")}  # has the pid of a link, and is none
+    record(host).write_text(json.dumps({**known, "links": [bystander, *known["links"]]}))
+    other = host.link(**{**FIRST, "epoch": 10})
+    other.kill(signal.SIGSTOP)  # it has passed by, and has no claim yet
+    new = host.link(**{**FIRST, "epoch": 11})
+    assert new.runs["r1"]["pid"] == pid
+    assert other.ended() == -signal.SIGKILL
+    assert old.ended() == -signal.SIGKILL
+    assert stat(bystander["pid"])
+    os.kill(bystander["pid"], signal.SIGKILL)
+    assert (new.runs["r1"]["phase"], new.runs["r1"]["notes"]) == ("running", [])
+    wait_for(lambda: sockets_named(f":{host.deployment}"), "the claim of the new one")
+    other = asks(host, **OTHER)
+    show_life(new)
+    assert answer(other)["holder"]["id"] == "one"
+    new.stopped("r1")
+
+
+def test_a_hung_link_that_cannot_be_named_is_passed_by_and_can_change_nothing(host: Host) -> None:
+    """Its pid on record may be somebody else's by now."""
+    old = host.link(**FIRST)
+    known = json.loads(record(host).read_text())
+    record(host).write_text(json.dumps({**known, "links": [{**known["links"][0], "start": 0}]}))
     old.kill(signal.SIGSTOP)
     new = host.link(**{**FIRST, "epoch": 10})
     assert "hello" in new.said[-1]

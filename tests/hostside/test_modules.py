@@ -228,6 +228,7 @@ def test_emptiness_is_not_proven_by_a_look_that_a_dying_parent_escaped(monkeypat
     """It was listed, then forked and died, then was read as a zombie: its child is below us, but was not seen."""
     zombie = procfs.Process(10, 1, os.getpid(), 10, "Z", 1)
     monkeypatch.setattr(procfs, "descendants", lambda *_: {10: zombie})
+    monkeypatch.setattr(procfs, "walk", lambda *_: iter([zombie]))
     subject = tree.Tree(9, 1, 9, parent=True)
     assert not subject.members()
     assert not subject.empty()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 import socket
 import sys
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.nvml import FakeGpus
-from tests.hostside.driver import PY, Host, Link, importable, marked, read, stat, wait_for
+from tests.hostside.driver import PY, Host, Link, importable, marked, read, sabotaged, sockets_named, stat, wait_for
 
 SHOW = (
     "import json,os,resource,signal,sys;"
@@ -23,6 +24,14 @@ SHOW = (
     "status=open('/proc/self/status').read(), oom=int(open('/proc/self/oom_score_adj').read()))), flush=True);"
     "import time; time.sleep(1000)"
 )
+
+SLOW_BIRTH = """\
+        root = os.path.dirname(base)
+        open(root + "/forked", "w").close()
+        while not os.path.exists(root + "/go"):
+            time.sleep(0.01)
+        lock = run.create_locked(spec)
+"""
 
 
 def shown(link: Link, run: str = "r1") -> dict:
@@ -63,15 +72,16 @@ def test_the_true_exit_code(link: Link, argv: list[str], code: int | None, numbe
 
 
 def test_what_a_leader_is_given(any_host: Host, any_link: Link) -> None:
-    env = {"ASKED": "ä ${port.system}", "PORT": "${port.system}"}
-    state = any_link.started(argv=[*PY, SHOW, "--port=${port.system}"], env=env, ports={"system": [0, "127.0.0.1"]})
+    odd = " a  b\t'c' \"d\" $(id) `id` ${HOME} \\ é\n-- second line "
+    env = {"ASKED": "ä ${port.system}", "PORT": "${port.system}", "ODD": odd}
+    state = any_link.started(argv=[*PY, SHOW, "--port=${port.system}", odd], env=env, ports={"system": [0, "127.0.0.1"]})
     given, port = shown(any_link), state["ports"]["system"]
     assert set(given["fds"]) == {"0", "1", "2"}
     out = str(any_host.run_dir("w-0", "r1") / "out")
     assert given["fds"] == {"0": "/dev/null", "1": out, "2": out}
-    assert given["argv"][1:] == [f"--port={port}"]
-    assert {k: given["env"].get(k) for k in ("ASKED", "PORT")} == {"ASKED": f"ä {port}", "PORT": str(port)}
-    assert set(given["env"]) <= {"PATH", "ASKED", "PORT", "LC_CTYPE"}  # nothing of ours; LC_CTYPE is Python's own doing
+    assert given["argv"][1:] == [f"--port={port}", odd]
+    assert {k: given["env"].get(k) for k in env} == {"ASKED": f"ä {port}", "PORT": str(port), "ODD": odd}
+    assert set(given["env"]) <= {"PATH", *env, "LC_CTYPE"}  # nothing of ours; LC_CTYPE is Python's own doing
     assert given["sid"] == given["pgid"] == given["pid"] == state["pid"]
     assert given["cwd"] == str(any_host.base / "data" / any_host.deployment / "w-0")
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -99,6 +109,25 @@ def test_a_port_is_chosen_in_range_and_claimed(host: Host, link: Link) -> None:
     refused = link.gone("r2")["exit"]
     assert refused["cause"] == "held"
     assert f"port-{chosen['a']} is held by w-0" in refused["message"]
+
+
+def test_blocks_of_ports_are_disjoint_claimed_whole_and_refused_by_name(host: Host, link: Link) -> None:
+    """And the heir of a run that lost keeper and pump holds all of them again."""
+    eight = {"ports": {"kv": [0, "127.0.0.1", 3]}, "port_range": [23440, 23447]}
+    firsts = [link.started(f"r{n}", process=f"w-{n}", **eight)["ports"]["kv"] for n in (1, 2)]
+    assert abs(firsts[0] - firsts[1]) >= 3
+    link.start("r3", process="w-3", **eight)
+    assert "no 3 free ports in a row for kv on 127.0.0.1 in 23440-23447" in link.gone("r3")["exit"]["message"]
+    helpers = [host.helper(role, "r1") for role in ("keeper", "pump")]
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for helper in helpers:
+            os.kill(helper, number)
+    host.helper("heir", "r1")
+    wait_for(lambda: all(sockets_named(f"@noray/port-{number}") for number in range(firsts[0], firsts[0] + 3)))
+    link.stopped("r1")
+    link.started("r4", process="w-4", **eight)
+    link.stopped("r2")
+    link.stopped("r4")
 
 
 def test_a_taken_port_names_its_owner(link: Link) -> None:
@@ -155,6 +184,25 @@ def test_two_links_ask_for_one_run_at_once(host: Host) -> None:
     states = [link.state("r1", lambda s: s["phase"] == "running") for link in links]
     assert len({state["pid"] for state in states}) == 1
     assert marked(host.deployment + "\0") == [states[0]["pid"]]
+
+
+def test_a_run_that_a_link_overlooked_when_it_greeted_is_told_of_by_the_next(host: Host) -> None:
+    """It was killed when it had forked a keeper that had written nothing yet."""
+    package = sabotaged(host.root, birth=("        lock = run.create_locked(spec)\n", SLOW_BIRTH))
+    killed = host.link(package)
+    killed.start("r1")
+    wait_for(lambda: (host.root / "forked").exists(), "its keeper")
+    killed.kill()
+    killed.ended()
+    link = host.link()
+    assert link.runs == {}
+    (host.root / "go").touch()
+    wait_for(lambda: host.record("w-0", "r1", "run.json"), "that it is born")
+    link.start("r2")
+    assert link.ended() == 0
+    after = host.link()
+    assert (after.runs["r1"]["phase"], after.runs["r2"]["phase"]) == ("running", "gone")
+    after.stopped("r1")
 
 
 def test_a_stop_that_comes_with_the_start_is_obeyed(host: Host, link: Link) -> None:

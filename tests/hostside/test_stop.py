@@ -141,12 +141,23 @@ def test_asked_twice_is_sooner_never_later(link: Link) -> None:
     assert gone["exit"]["at"] < until - 900_000
 
 
-def test_sigterm_to_the_keeper_is_an_orderly_stop(host: Host, link: Link) -> None:
+def test_sigterm_to_the_keeper_is_an_orderly_stop_that_no_controller_asked_for(host: Host, link: Link) -> None:
     link.started()
     os.kill(host.helper("keeper", "r1"), signal.SIGTERM)
     ended = link.gone()["exit"]
-    assert (ended["signal"], ended["asked"]) == (15, True)
+    assert (ended["signal"], ended["asked"], ended["cause"]) == (15, False, "terminated")
+    assert ended["message"] == "its keeper was sent SIGTERM"
     host.assert_nothing_left()
+
+
+def test_sigterm_to_a_keeper_that_stops_its_run_anyway_changes_nothing(host: Host, link: Link) -> None:
+    link.started(argv=TREES["deaf-leader"])
+    told(link, "deaf")
+    link.stop(term_s=1)
+    link.state("r1", lambda s: s["stop"] is not None)
+    os.kill(host.helper("keeper", "r1"), signal.SIGTERM)
+    ended = link.gone()["exit"]
+    assert (ended["asked"], ended["cause"]) == (True, "")
 
 
 def test_hup_and_int_mean_nothing(host: Host, link: Link) -> None:
@@ -235,29 +246,6 @@ def test_an_innocent_bystander_is_never_signalled(host: Host, relation: str) -> 
     assert stat(child)
     assert stat(child)[0] != b"T"  # type: ignore[index]
     assert not heard.exists()
-
-
-def test_a_run_of_another_boot_or_container_is_closed_and_nobody_signalled(host: Host) -> None:
-    for field, cause in (("boot", "the host was rebooted"), ("pidns", "its container ended")):
-        run = f"r-{field}"
-        first = host.link()
-        first.started(run)
-        pid = host.record("w-0", run, "run.json")["pid"]  # type: ignore[index]
-        helpers = [host.helper("keeper", run), host.helper("pump", run)]
-        first.kill()
-        first.ended()
-        for helper in helpers:
-            os.kill(helper, signal.SIGSTOP)
-        for helper in helpers:
-            os.kill(helper, signal.SIGKILL)
-        wait_for(lambda helpers=helpers: not any(stat(p) for p in helpers))
-        file = host.run_dir("w-0", run) / "run.json"
-        file.write_text(json.dumps({**json.loads(file.read_text()), field: "another"}))
-        link = host.link()
-        assert link.gone(run)["exit"]["cause"] == cause if link.said[0]["hello"]["runs"][0]["phase"] != "gone" else True
-        assert host.record("w-0", run, "exit.json")["cause"] == cause  # type: ignore[index]
-        assert stat(pid)
-        os.kill(pid, signal.SIGKILL)
 
 
 # --- the link's own life --------------------------------------------------------------------------------------------------

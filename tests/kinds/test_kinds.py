@@ -14,6 +14,7 @@ from supervisor.kinds.base import Cell, LaunchSpec, Site, clashes, namespace_of,
 from supervisor.kinds.etcd import etcd
 from supervisor.kinds.frontend import frontend
 from supervisor.kinds.mocker import mocker
+from supervisor.kinds.vllm import vllm
 
 SITE = Site(python="/opt/dynamo/bin/python", data_dir="/var/lib/noray/lab", address="10.1.0.11")
 CELL = Cell(namespace="lab", discovery="etcd", etcd_urls=("http://10.1.0.11:2379",))
@@ -130,6 +131,98 @@ def test_mocker() -> None:
     )
 
 
+def test_vllm() -> None:
+    assert vllm(
+        SITE,
+        CELL,
+        service="qwen",
+        served_as="Qwen/Qwen3-0.6B",
+        model="/models/Qwen3-0.6B",
+        args={"tensor_parallel_size": 2, "gpu_memory_utilization": 0.5, "enforce_eager": True},
+        extra_args=["--seed", "7"],
+        kv_events=True,
+    ) == LaunchSpec(
+        argv=(
+            "/opt/dynamo/bin/python",
+            "-m",
+            "dynamo.vllm",
+            "--tensor-parallel-size",
+            "2",
+            "--gpu-memory-utilization",
+            "0.5",
+            "--enforce-eager",
+            "--seed",
+            "7",
+            "--kv-events-config",
+            '{"publisher":"zmq","topic":"kv-events","endpoint":"tcp://*:${port.kv_events}","enable_kv_cache_events":true}',
+            "--model",
+            "/models/Qwen3-0.6B",
+            "--served-model-name",
+            "Qwen/Qwen3-0.6B",
+        ),
+        env={
+            **COMMON,
+            "DYN_NAMESPACE": "lab_qwen",
+            "DYN_SYSTEM_HOST": "10.1.0.11",
+            "DYN_SYSTEM_PORT": "${port.system}",
+            "DYN_TCP_RPC_HOST": "10.1.0.11",
+            "DYN_TCP_RPC_PORT": "${port.rpc}",
+            "DYN_HEALTH_CHECK_ENABLED": "true",
+            "HF_HUB_OFFLINE": "1",
+            "VLLM_HOST_IP": "10.1.0.11",
+            "VLLM_PORT": "${port.vllm}",
+        },
+        defaults={"DYN_CANARY_WAIT_TIME": "5", "DYN_HEALTH_CHECK_REQUEST_TIMEOUT": "10"},
+        ports={"system": 0, "rpc": 0, "vllm": 0, "kv_events": 0},
+        counts={"vllm": 4},
+        bind="10.1.0.11",
+        binds={"vllm": "0.0.0.0", "kv_events": "0.0.0.0"},
+        gpu_free=0.5,
+    )
+
+
+@pytest.mark.parametrize(("args", "kv_events"), [({}, False), ({"kv_events_config": {"publisher": "null"}}, True)])
+def test_vllm_tells_kv_events_once_and_only_to_who_listens(args: dict[str, object], kv_events: bool) -> None:
+    spec = vllm(SITE, CELL, service="q", served_as="q", model="m", args=args, extra_args=[], kv_events=kv_events)
+    assert spec.argv.count("--kv-events-config") == len(args)
+    assert "kv_events" not in spec.ports
+
+
+def vllm_with(*extra_args: str, kv_events: bool = False, **args: object) -> LaunchSpec:
+    return vllm(SITE, CELL, service="q", served_as="q", model="m", args=args, extra_args=extra_args, kv_events=kv_events)
+
+
+def test_vllm_with_data_parallel_ranks_has_a_port_for_each_and_no_first_port_to_look_for_at_once() -> None:
+    """Under VLLM_PORT the engines of all ranks find the same port free, and all but one die (measured)."""
+    spec = vllm_with(kv_events=True, data_parallel_size=4, tensor_parallel_size=2)
+    assert spec.ports == {"system": 0, "rpc": 0, "dp_rpc": 0, "kv_events": 0}
+    assert spec.counts == {"kv_events": 4}
+    assert "VLLM_PORT" not in spec.env
+    assert spec.argv[spec.argv.index("--data-parallel-rpc-port") + 1] == "${port.dp_rpc}"
+
+
+@pytest.mark.parametrize("written", [{"kv_transfer_config": {"kv_connector": "NixlConnector"}}, ["--kv-transfer-config={}"]])
+def test_two_workers_that_transfer_kv_never_meet_on_the_default_port(written: dict[str, object] | list[str]) -> None:
+    sizes = {"data_parallel_size": 2, "tensor_parallel_size": 4}
+    spec = vllm_with(**sizes, **written) if isinstance(written, dict) else vllm_with(*written, **sizes)
+    assert spec.env["VLLM_NIXL_SIDE_CHANNEL_PORT"] == "${port.nixl}"
+    assert spec.env["VLLM_NIXL_SIDE_CHANNEL_HOST"] == SITE.address
+    assert spec.counts["nixl"] == 8
+    assert "nixl" not in vllm_with(**sizes).ports
+
+
+def test_vllm_wants_as_much_memory_as_it_takes_by_itself() -> None:
+    spec = vllm(SITE, CELL, service="q", served_as="q", model="m", args={}, extra_args=[], kv_events=False)
+    assert spec.gpu_free == 0.92
+
+
+def test_a_mocker_is_told_only_of_the_parallel_sizes_that_it_knows() -> None:
+    sizes = {"tensor_parallel_size": 2, "pipeline_parallel_size": 2, "data_parallel_size": 3}
+    argv = mocker(SITE, CELL, service="q", served_as="q", model="m", args=sizes, extra_args=[]).argv
+    assert argv[3:5] == ("--data-parallel-size", "3")
+    assert not [word for word in argv if word in ("--tensor-parallel-size", "--pipeline-parallel-size")]
+
+
 def test_a_hub_model_may_reach_the_hub() -> None:
     spec = mocker(SITE, CELL, service="q", served_as="q", model="Qwen/Qwen3-0.6B", args={}, extra_args=[])
     assert "HF_HUB_OFFLINE" not in spec.env
@@ -175,18 +268,20 @@ def test_flags_that_are_ours_are_named() -> None:
 @pytest.mark.parametrize("name", KINDS)
 def test_the_registry_documents_every_port(name: str) -> None:
     specs = {
-        "etcd": etcd(SITE, CELL, name="e", client_port=1, peer_port=2),
-        "frontend": frontend(SITE, CELL, port=1, bind="127.0.0.1", args={}, extra_args=[]),
-        "mocker": mocker(SITE, CELL, service="q", served_as="q", model="/m", args={}, extra_args=[]),
-    }
-    spec = specs[name]
-    text = " ".join((*spec.argv, *spec.env.values()))
-    assert KINDS[name].ports.keys() == spec.ports.keys()
-    assert all(f"${{port.{port}}}" in text for port in spec.ports)
+        "etcd": [etcd(SITE, CELL, name="e", client_port=1, peer_port=2)],
+        "frontend": [frontend(SITE, CELL, port=1, bind="127.0.0.1", args={}, extra_args=[])],
+        "mocker": [mocker(SITE, CELL, service="q", served_as="q", model="/m", args={}, extra_args=[])],
+        "vllm": [vllm_with(kv_events=True), vllm_with("--kv-transfer-config", "{}", data_parallel_size=2)],
+    }[name]
+    for spec in specs:
+        text = " ".join((*spec.argv, *spec.env.values()))
+        assert all(f"${{port.{port}}}" in text for port in spec.ports)
+        assert spec.counts.keys() | spec.binds.keys() <= spec.ports.keys()
+    assert KINDS[name].ports.keys() == {port for spec in specs for port in spec.ports}
 
 
 def test_frontend_stops_first_and_etcd_last() -> None:
-    assert sorted(KINDS, key=lambda kind: KINDS[kind].stop_rank) == ["frontend", "mocker", "etcd"]
+    assert sorted(KINDS, key=lambda kind: KINDS[kind].stop_rank) == ["frontend", "mocker", "vllm", "etcd"]
     assert KINDS["etcd"].start_rank < KINDS["mocker"].start_rank
 
 

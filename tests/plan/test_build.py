@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from supervisor.errors import FileError
-from supervisor.plan.build import _check_ports, reachable
+from supervisor.plan import checks
+from supervisor.plan.build import reachable
 from tests.plan.files import alone, deployment, hosts, plan
 
 
@@ -87,6 +88,34 @@ def test_a_listener_on_everything_is_dialled_at_home(bind: str, dialled: str) ->
     assert plan(deployment(frontend={"bind": bind})).endpoints == (f"http://{dialled}:8000",)
 
 
+def test_several_frontends_have_a_port_each_and_tell_each_other_of_their_load() -> None:
+    doors = {"replicas": 3, "hosts": ["gpu02", "gpu01"], "args": {"router_mode": "kv"}}
+    made = plan(deployment(frontend=doors))
+    assert made.endpoints == ("http://10.1.0.12:8000", "http://10.1.0.11:8000", "http://10.1.0.12:8001")
+    assert plan(deployment(frontend={**doors, "bind": "0.0.0.0"})).endpoints == made.endpoints
+    fronts = [made.processes[f"frontend-{n}"] for n in range(3)]
+    assert [(p.wanted.host, p.options["port"], p.options["bind"]) for p in fronts] == [
+        ("gpu02", 8000, "10.1.0.12"),
+        ("gpu01", 8000, "10.1.0.11"),
+        ("gpu02", 8001, "10.1.0.12"),
+    ]
+    assert all(p.options["args"] == {"router_mode": "kv", "router_replica_sync": True} for p in fronts)
+
+
+@pytest.mark.parametrize(
+    "doors",
+    [
+        {"args": {"router_mode": "kv"}},
+        {"replicas": 2, "args": {"router_mode": "random"}},
+        {"replicas": 2, "args": {"router_mode": "kv", "router_replica_sync": False}},
+        {"replicas": 2, "args": {"router_mode": "kv"}, "extra_args": ["--no-router-replica-sync"]},
+    ],
+)
+def test_nobody_is_synced_who_has_no_peer_or_no_load_or_was_told_otherwise(doors: dict[str, Any]) -> None:
+    front = plan(deployment(frontend=doors)).processes["frontend-0"]
+    assert front.options["args"] == doors["args"]
+
+
 # --- refused -------------------------------------------------------------------------------------------------------------
 
 
@@ -113,9 +142,9 @@ def test_two_processes_cannot_have_one_port() -> None:
     front = made.processes["frontend-0"]
     clash = replace(front, options={**front.options, "port": 2380})
     with pytest.raises(FileError, match="frontend-0 and etcd-0 both want port 2380 on gpu01"):
-        _check_ports({**made.processes, "frontend-0": clash})
+        checks.ports((p.wanted, p.options) for p in [*made.processes.values(), clash])
     elsewhere = replace(clash, wanted=replace(clash.wanted, host="gpu02"))
-    _check_ports({**made.processes, "frontend-0": elsewhere})
+    checks.ports((p.wanted, p.options) for p in [made.processes["etcd-0"], elsewhere])
 
 
 # --- the hash that says whether a run is outdated ----------------------------------------------------------------------

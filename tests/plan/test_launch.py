@@ -120,9 +120,16 @@ def test_what_the_keeper_is_told() -> None:
     spec = made.spec
     assert (spec["process"], spec["port_range"], spec["needs"], spec["term_s"]) == ("qwen-1", [20000, 20100], ["/models/q"], 12)
     assert spec["argv"] == list(made.argv)
-    assert spec["ports"] == {"system": [0, "10.1.0.12"], "rpc": [0, "10.1.0.12"]}
+    assert spec["ports"] == {"system": [0, "10.1.0.12", 1], "rpc": [0, "10.1.0.12", 1]}
     wanted = plan(deployment(model), hosts()).processes["qwen-1"].wanted
     assert spec["about"] == {"hash": wanted.launch_hash, "controller": "here:1", "service": "qwen"}
+
+
+def test_the_keeper_is_told_how_many_ports_are_in_a_row() -> None:
+    model = {"engine": "vllm", "gpus": {"gpu02": [0, 1]}, "replicas": 1, "args": {"data_parallel_size": 2}}
+    made = launched("qwen-0", deployed=deployment(model, frontend={"args": {"router_mode": "kv"}}))
+    ports: Any = made.spec["ports"]
+    assert (ports["kv_events"], ports["rpc"]) == ([0, "0.0.0.0", 2], [0, "10.1.0.12", 1])
 
 
 def test_a_hub_id_needs_nothing_on_the_host() -> None:

@@ -8,16 +8,19 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
+from anyio.abc import TaskGroup
 
 from supervisor.core.actions import Action
 from supervisor.core.facts import Fact, HostLost, Planned
 from supervisor.core.known import Fleet
 from supervisor.core.process import Process
+from supervisor.hostside.watches import Watches
 from supervisor.plan.build import Plan
 from supervisor.runtime.hostlink import HostLink
 from supervisor.runtime.loop import supervise
 from supervisor.runtime.perform import Performer
 from tests.fakes.fake import FakeChannel, FakeHost
+from tests.runtime.looking import watches
 
 HEALTHY = {"/health": (200, '{"health":"true"}'), "/live": (200, '{"status":"live"}')}
 
@@ -33,6 +36,9 @@ class ScriptedHost(FakeHost):
         self.mute = False  # hears, and says nothing
         self.log_end = 0
         self.news: Callable[[], None] = lambda: None
+        self.tasks: TaskGroup | None = None
+        self.looks: list[Mapping[str, Any]] = []
+        self._watches: dict[FakeChannel, Watches] = {}
 
     def answer(self, channel: FakeChannel, message: Mapping[str, Any] | None) -> None:
         if message is None:
@@ -55,11 +61,31 @@ class ScriptedHost(FakeHost):
                 if message["run"] in self.runs:
                     self.put(message["run"], asked=True, stop={"step": "term_leader", "until": 0})
             case "http":
-                status, body = self.http.get(message["path"], (0, ""))
-                error = None if status else "connection refused"
-                channel.say({"reply": message["id"], "error": error, "status": status, "body": body})
+                channel.say({"reply": message["id"], **self.asked(message)})
+            case "watch":
+                self.watches(channel).begin(dict(message), lambda done: None if channel.closed else done(self.looked(message)))
+            case "unwatch":
+                self.watches(channel).end(dict(message))
             case "tail":
                 channel.say({"reply": message["id"], "data": "", "end": self.log_end})
+
+    def looked(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """By itself."""
+        self.looks.append(message)
+        return self.asked(message)
+
+    def asked(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """What is found when it looks: at a log, or at an address."""
+        if "run" in message:
+            return {"end": self.log_end}
+        status, body = self.http.get(message["path"], (0, ""))
+        return {"error": "" if status else "connection refused", "status": status, "body": body}
+
+    def watches(self, channel: FakeChannel) -> Watches:
+        assert self.tasks is not None
+        if channel not in self._watches:
+            self._watches[channel] = watches(self.tasks, channel.say)
+        return self._watches[channel]
 
     def put(self, run: str, **changes: Any) -> None:
         """A run changes, and whoever has a line hears of it."""
@@ -132,7 +158,7 @@ class Stage:
                 performer(action)
 
             for name, host in self.hosts.items():
-                host.news = self._news
+                host.news, host.tasks = self._news, tasks
                 self.links[name] = HostLink(name, host.transport, said, self.tell)
                 tasks.start_soon(self.links[name].run)
             tasks.start_soon(supervise, self._inbox, self.fleet, perform, self._published, anyio.current_time)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import json
 
 import anyio
@@ -11,7 +13,7 @@ from supervisor.core.actions import Spawn, Unwatch, WakeAt, Watch
 from supervisor.core.facts import Due, Probed, StopAsked
 from supervisor.errors import HostRefused, HostUnreachable
 from supervisor.probes.ask import etcd_health
-from supervisor.runtime.hostlink import OPEN_S, PING_S, SILENT_S
+from supervisor.runtime.hostlink import FIRST_AGAIN_S, MAX_AGAIN_S, OPEN_S, PING_S, SILENT_S, HostLink
 from tests.plan.files import alone, deployment, hosts, plan
 from tests.runtime.stage import HEALTHY, ScriptedHost, Stage
 
@@ -43,8 +45,9 @@ async def test_everything_stops_in_order_over_the_wire() -> None:
     async with stage.running():
         await stage.until(lambda: stage.state("frontend-0") == "ready")
         await stage.tell(StopAsked())
-        for name in ("frontend-0", "qwen-0", "etcd-0"):
-            await stage.until(lambda name=name: stage.state(name) == "draining")  # type: ignore[misc]
+        for count, name in enumerate(("frontend-0", "qwen-0", "etcd-0"), 1):
+            await stage.until(lambda count=count: len(host.ops("stop")) == count)  # type: ignore[misc]
+            assert stage.state(name) == "draining"
             host.end(name, 0)
         await stage.until(lambda: stage.fleet.stopped)
         order = [host.runs[m["run"]]["process"] for m in host.ops("stop")]
@@ -122,6 +125,21 @@ async def test_what_ended_while_the_line_was_broken_is_told_on_return() -> None:
         assert stage["etcd-0"].restarts == 1
 
 
+async def test_a_start_that_was_lost_with_the_line_is_no_failure() -> None:
+    stage, host = one_host()
+    async with stage.running():
+        await stage.until(lambda: stage.state("etcd-0") == "ready")
+        host.mute = True  # from here on nothing arrives
+        host.end("etcd-0", 1)
+        await stage.until(lambda: stage.state("etcd-0") == "starting")
+        lost = stage["etcd-0"].run
+        host.cut()
+        host.mute = False
+        await stage.until(lambda: stage.state("etcd-0") == "ready")
+        assert lost not in host.runs
+        assert stage["etcd-0"].restarts == 1
+
+
 async def test_every_connection_greets_with_a_higher_epoch() -> None:
     stage, host = one_host()
     async with stage.running():
@@ -163,17 +181,53 @@ async def test_one_slow_host_delays_no_other() -> None:
         await stage.until(lambda: stage.state("qwen-1") == "unknown", within_s=OPEN_S + 1)
 
 
-async def test_pauses_between_tries_grow_and_start_small_again() -> None:
+async def test_pauses_between_tries_grow_start_small_again_and_stay_short() -> None:
     stage, host = one_host()
     host.unreachable = HostUnreachable("no route to gpu01")
     async with stage.running():
-        await anyio.sleep(60)
-        assert 5 <= len(stage.losses()) <= 14
+        await anyio.sleep(3600)
+        pauses = [after - before for before, after in itertools.pairwise(host.knocks)]
+        assert max(pauses[:2]) <= 2 * FIRST_AGAIN_S
+        assert MAX_AGAIN_S / 2 <= min(pauses[4:]) <= max(pauses) <= MAX_AGAIN_S <= 2.0, "a host that comes back is met soon"
         host.unreachable = None
         await stage.until(stage.up)
         host.cut()
         await stage.until(lambda: not stage.up())
         await stage.until(stage.up, within_s=1)
+
+
+async def test_fifty_that_were_lost_at_once_are_not_knocked_at_all_at_once() -> None:
+    many = [ScriptedHost(f"h{n}") for n in range(50)]
+
+    async def nobody(fact: object) -> None:
+        pass
+
+    async with anyio.create_task_group() as tasks:
+        for host in many:
+            tasks.start_soon(HostLink(host.name, host.transport, {"deployment": "lab", "epoch": 5}, nobody).run)
+        await anyio.sleep(10)
+        for host in many:
+            host.unreachable = HostUnreachable("the switch is off")
+            host.knocks.clear()
+            host.cut()
+        await anyio.sleep(30)
+        tasks.cancel_scope.cancel()
+    knocks = sorted(at_s for host in many for at_s in host.knocks)
+    steady = [at_s for at_s in knocks if at_s > 20]
+    assert len(steady) > 50 * 20 / MAX_AGAIN_S
+    assert max(bisect.bisect(steady, at_s + 0.1) - n for n, at_s in enumerate(steady)) < 25
+
+
+async def test_a_goodbye_that_takes_its_time_delays_neither_the_news_nor_the_next_try() -> None:
+    stage, host = one_host()
+    host.goodbye_s = 3600
+    async with stage.running():
+        await stage.until(stage.up)
+        at_s = anyio.current_time()
+        host.cut()
+        await stage.until(lambda: not stage.up())
+        assert anyio.current_time() == at_s
+        await stage.until(stage.up, within_s=FIRST_AGAIN_S)
 
 
 async def test_silence_is_a_loss_although_the_line_looks_open() -> None:
@@ -187,6 +241,27 @@ async def test_silence_is_a_loss_although_the_line_looks_open() -> None:
         host.mute = False
         await stage.until(lambda: stage.state("etcd-0") == "ready")
         assert stage["etcd-0"].restarts == 0
+
+
+async def test_what_a_host_says_unasked_does_not_make_a_line_that_is_dead_towards_it() -> None:
+    stage, host = one_host()
+    async with stage.running():
+        await stage.until(lambda: stage.state("etcd-0") == "ready")
+        answer, silent_s = host.answer, anyio.current_time()
+        host.programs = {"link": lambda c, m: None if m and m["op"] == "ping" else answer(c, m)}
+
+        async def talk() -> None:
+            while True:
+                await anyio.sleep(0.5)
+                host.channels[-1].say({"gpus": {"gpus": []}})
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(talk)
+            await stage.until(lambda: stage.state("etcd-0") == "unknown", within_s=SILENT_S + 2 * PING_S)
+            tasks.cancel_scope.cancel()
+        lost = stage.losses()[-1]
+        assert lost.heard_s is not None
+        assert silent_s - PING_S <= lost.heard_s <= silent_s + PING_S
 
 
 async def test_pings_keep_a_quiet_line_alive() -> None:
@@ -280,4 +355,4 @@ async def test_after_a_reconnection_each_run_is_looked_at_once_and_not_twice() -
 
 
 def lives(host: ScriptedHost) -> list[object]:
-    return [m for m in host.ops("http") if m["path"] == "/live"]
+    return [m for m in host.looks if m.get("path") == "/live"]

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from supervisor.spec import Deployment, SpecError, load_deployment, load_inventory, parse_deployment
+from supervisor.spec import Deployment, Host, Inventory, SpecError, load_deployment, load_inventory, parse_deployment
 
 from .reading import GOOD, ONE, TWO, deployment_errors
 
@@ -21,7 +21,10 @@ COUNT = "an integer of at least 0 (and at most 10000)"
 PORT = "a port: an integer from 1 to 65535"
 TEXT = "text (numbers, true and false in quotes)"
 MODEL = "an absolute path on the hosts, or a hub id such as Qwen/Qwen3-0.6B"
-MODEL_KEYS = "args, engine, env, extra_args, gpus, host, hosts, model, name, ready, replicas, restart, served_as, stop"
+MODEL_KEYS = (
+    "args, engine, env, extra_args, gpus, host, hosts, labels, lost_after, model, name, on_lost, ready, replicas, restart, "
+    "served_as, stop"
+)
 
 
 def model(line: str) -> str:
@@ -43,7 +46,7 @@ def test_the_lab_is_what_it_says() -> None:
     lab = load_deployment(LAB / "deployment.yaml", inventory)
     assert lab.etcd is not None
     assert (lab.name, lab.discovery, lab.etcd.host, lab.etcd.peer_port) == ("lab", "etcd", "here", 2380)
-    assert (lab.frontend.host, lab.frontend.port, lab.frontend.args) == ("here", 8000, {"router_mode": "round-robin"})
+    assert (lab.frontend.hosts, lab.frontend.port, lab.frontend.args) == (("here",), 8000, {"router_mode": "round-robin"})
     (mock,) = lab.models
     assert (mock.name, mock.served_as, mock.replicas, mock.hosts) == ("mock", "mock-model", 2, ("here",))
 
@@ -55,7 +58,8 @@ def test_what_is_left_out_has_an_answer() -> None:
     assert d.planes.model_dump() == {"request": "tcp", "event": "zmq"}
     assert d.frontend.model_dump() == {
         "replicas": 1,
-        "host": "gpu01",
+        "host": None,
+        "hosts": ("gpu01",),
         "port": 8000,
         "bind": None,
         "args": {},
@@ -72,8 +76,11 @@ def test_what_is_left_out_has_an_answer() -> None:
         "extra_args": (),
         "env": {},
         "gpus": None,
+        "labels": {},
         "host": None,
         "hosts": ("gpu01", "gpu02"),
+        "on_lost": "wait",
+        "lost_after": 60.0,
         "restart": {"policy": "on_failure", "budget": 5, "window": 600.0},
         "stop": {"drain": 60.0, "term": 30.0},
         "ready": {"stall": 300.0},
@@ -92,7 +99,7 @@ def test_what_is_said_arrives() -> None:
     )
     assert d.etcd is not None
     assert (d.etcd.port, d.etcd.peer_port, d.env) == (9000, 9001, {"A": "b"})
-    assert (d.frontend.host, d.frontend.bind) == ("gpu02", "10.1.0.11")
+    assert (d.frontend.hosts, d.frontend.bind) == (("gpu02",), "10.1.0.11")
     assert (d.models[0].hosts, d.models[0].replicas, d.models[0].extra_args) == (("gpu02",), 0, ("-x", "1"))
     assert d.models[0].args == {"a": None, "b": {"c": (1, 2.5)}, "d": True}
 
@@ -166,10 +173,29 @@ def test_what_is_parsed_does_not_change(change: tuple[str, Any]) -> None:
             "6:18: frontend.port: found 2380, allowed: a port that etcd does not use (2379 and 2380)",
         ),
         (
+            top("frontend: {replicas: 4, hosts: [gpu02, gpu01], port: 2378}"),
+            "6:54: frontend.port: found 2378, by which frontend-3 on gpu01 gets 2379, "
+            "allowed: a port that etcd does not use (2379 and 2380)",
+        ),
+        (
+            top("frontend: {replicas: 2, port: 65535}"),
+            "6:31: frontend.port: found 65535, by which frontend-1 on gpu01 gets 65536, allowed: up to 65535 for all",
+        ),
+        (
+            top("frontend: {replicas: 2, hosts: [gpu02, gpu01], bind: 10.1.0.11}"),
+            "6:54: frontend.bind: found '10.1.0.11', "
+            "allowed: 0.0.0.0, ::, or nothing, as there are frontends on gpu02 and gpu01",
+        ),
+        (
+            top("frontend: {host: gpu01, hosts: [gpu02]}"),
+            "6:32: frontend.hosts: found a list, allowed: host or hosts, not both",
+        ),
+        (top("frontend: {hosts: [gpu02, gpu02]}"), "6:19: frontend.hosts: found a list, allowed: each host once"),
+        (
             top("frontend: {bind: here}"),
             "6:18: frontend.bind: found 'here', allowed: an IP address of the host, such as 10.1.0.11 or 0.0.0.0",
         ),
-        (top("frontend: {replicas: true}"), "6:22: frontend.replicas: found true, allowed: 1"),
+        (top("frontend: {replicas: true}"), "6:22: frontend.replicas: found true, allowed: an integer from 1 to 100"),
         (top("discovery: consul"), "6:12: discovery: found 'consul', allowed: etcd or file"),
         (top("planes: {event: kafka}"), "6:17: planes.event: found 'kafka', allowed: zmq"),
         (
@@ -177,7 +203,7 @@ def test_what_is_parsed_does_not_change(change: tuple[str, Any]) -> None:
             f"5:12: models[0].model: found '~/m', allowed: {MODEL}",
         ),
         (GOOD.replace("/models/q", "a/b/c"), f"4:12: models[0].model: found 'a/b/c', allowed: {MODEL}"),
-        (GOOD.replace("mocker", "llama"), "5:13: models[0].engine: found 'llama', allowed: mocker"),
+        (GOOD.replace("mocker", "llama"), "5:13: models[0].engine: found 'llama', allowed: vllm or mocker"),
     ],
 )
 def test_wrong_values(text: str, error: str) -> None:
@@ -202,7 +228,7 @@ def test_wrong_values(text: str, error: str) -> None:
         ("name: lab\nmodels: []\n", "2:9: models: found an empty list, allowed: at least one entry"),
         ("name: lab\nmodels:\n", "2:1: models: found nothing, allowed: a list"),
         ("name: lab\nmodels: {a: 1}\n", "2:9: models: found a mapping, allowed: a list"),
-        (GOOD.replace("    engine: mocker\n", ""), "3:5: models[0].engine: missing, allowed: mocker"),
+        (GOOD.replace("    engine: mocker\n", ""), "3:5: models[0].engine: missing, allowed: vllm or mocker"),
         (f"{GOOD}  - 5\n", f"6:5: models[1]: found 5, allowed: a mapping with the keys {MODEL_KEYS}"),
         (
             "- name: lab\n",
@@ -225,7 +251,6 @@ NOT_YET = "not yet built in this version (planned: "
     ("text", "start"),
     [
         (top("nats: {host: gpu01}"), f"6:1: nats: {NOT_YET}NATS"),
-        (model("labels: {rack: r1}"), f"6:5: models[0].labels: {NOT_YET}hosts chosen by their labels"),
         (model("prefill: {replicas: 2}"), f"6:5: models[0].prefill: {NOT_YET}disaggregated"),
         (model("decode: {}"), f"6:5: models[0].decode: {NOT_YET}disaggregated"),
         (model("nodes: 2"), f"6:5: models[0].nodes: {NOT_YET}one engine over several hosts"),
@@ -234,10 +259,9 @@ NOT_YET = "not yet built in this version (planned: "
         (top("planes: {event: nats}"), f"6:17: planes.event: found 'nats': {NOT_YET}event: nats"),
         (top("discovery: {endpoints: [a]}"), f"6:12: discovery: found a mapping: {NOT_YET}an external etcd"),
         (top("etcd: {members: 3}"), f"6:17: etcd.members: found 3: {NOT_YET}more than one; this version runs 1)"),
-        (top("frontend: {replicas: 2}"), f"6:22: frontend.replicas: found 2: {NOT_YET}more than one; this version"),
         (
-            GOOD.replace("mocker", "vllm"),
-            f"5:13: models[0].engine: found 'vllm': {NOT_YET}vllm, sglang and trtllm; this version runs engine: mocker",
+            GOOD.replace("mocker", "sglang"),
+            f"5:13: models[0].engine: found 'sglang': {NOT_YET}sglang and trtllm; this version runs engine: vllm and mocker",
         ),
         (GOOD.replace("mocker", "sglang"), f"5:13: models[0].engine: found 'sglang': {NOT_YET}"),
         (GOOD.replace("mocker", "trtllm"), f"5:13: models[0].engine: found 'trtllm': {NOT_YET}"),
@@ -358,7 +382,7 @@ nats: {}
 models:
   - name: qwen
     name: twice
-    engine: vllm
+    engine: sglang
     replicas: -1
     env: {TOKEN: !t hunter2, TOKEN2: 12345}
   - {name: qwen-0, model: m, engine: mocker, args: {x: .inf}}
@@ -403,3 +427,85 @@ def test_whatever_a_key_holds_every_problem_has_a_place(key: str, value: str) ->
         for problem in error.problems:
             assert problem.place is not None
             assert 1 <= problem.place.line <= len(text.splitlines())
+
+
+RACKS = Inventory(
+    None,
+    {
+        name: Host(name, "local", "/p", env={}, labels=labels)
+        for name, labels in {"gpu01": {"rack": "r1"}, "gpu02": {"rack": "r2", "fast": "yes"}, "cpu": {}}.items()
+    },
+)
+
+
+@pytest.mark.parametrize(
+    ("keys", "chosen"),
+    [
+        ("", ("gpu01", "gpu02", "cpu")),
+        ("labels: {rack: r1}", ("gpu01",)),
+        ("labels: {rack: r2, fast: 'yes'}", ("gpu02",)),
+        ("labels: {rack: r2}\n    hosts: [cpu, gpu02]", ("gpu02",)),
+    ],
+)
+def test_labels_choose_hosts(keys: str, chosen: tuple[str, ...]) -> None:
+    assert parse_deployment(model(keys), RACKS).models[0].hosts == chosen
+
+
+@pytest.mark.parametrize(
+    ("keys", "error"),
+    [
+        (
+            "labels: {rack: r1, fast: 'yes'}",
+            "6:13: models[0].labels: found a mapping, allowed: labels that one host of the inventory has "
+            "(fast: yes, rack: r1, rack: r2)",
+        ),
+        (
+            "labels: {rack: r1}\n    hosts: [cpu, gpu02]",
+            "7:12: models[0].hosts: found a list, allowed: a host that has the labels of `labels`",
+        ),
+    ],
+)
+def test_labels_that_choose_nobody(keys: str, error: str) -> None:
+    assert deployment_errors(model(keys), RACKS) == [f"d.yaml:{error}"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "error"),
+    [
+        (model("on_lost: move"), "6:14: models[0].on_lost: found 'move', allowed: wait or replace"),
+        (
+            model("lost_after: 0"),
+            "6:17: models[0].lost_after: found 0, allowed: seconds: a number greater than 0 (and at most 1e7)",
+        ),
+        (
+            model("on_lost: replace\n    host: gpu01"),
+            "6:14: models[0].on_lost: found 'replace', allowed: wait, as it may only be on gpu01",
+        ),
+        (
+            model("on_lost: replace\n    gpus: {gpu01: [0], gpu02: [0]}"),
+            "6:14: models[0].on_lost: found 'replace', allowed: wait, "
+            "as its GPUs are given by hand (gpus), each to one of its replicas",
+        ),
+        (
+            top("etcd: {on_lost: replace}"),
+            "6:8: etcd: found the key 'on_lost', allowed: only of a model; never of this, as its data is where it ran",
+        ),
+        (
+            top("frontend: {lost_after: 5}"),
+            "6:12: frontend: found the key 'lost_after', allowed: only of a model; never of this, "
+            "as clients know it by its host",
+        ),
+    ],
+)
+def test_who_may_be_stood_in_for(lines: str, error: str) -> None:
+    assert deployment_errors(lines) == [f"d.yaml:{error}"]
+
+
+def test_with_file_discovery_nobody_can_stand_in() -> None:
+    (said,) = deployment_errors(model("on_lost: replace") + "discovery: file\n", ONE)
+    assert said.endswith("found 'replace', allowed: wait, as with discovery: file there is one host")
+
+
+def test_a_stand_in_may_be_wanted() -> None:
+    d = parse_deployment(model("on_lost: replace\n    lost_after: 5\n    gpus: {}"), TWO)
+    assert (d.models[0].on_lost, d.models[0].lost_after) == ("replace", 5.0)

@@ -18,6 +18,9 @@ OURS = "any other; noray sets this one for every process (list a model's GPUs un
 SECOND = "  - {name: b, model: /m, engine: mocker, gpus: "
 
 
+VLLM = GOOD.replace("mocker", "vllm")
+
+
 def model(*lines: str) -> str:
     """GOOD with more lines in its model, from line 6 on, column 5."""
     return GOOD + "".join(f"    {line}\n" for line in lines)
@@ -31,7 +34,6 @@ def model(*lines: str) -> str:
         (model("gpus: {gpu01: [true]}"), f"6:20: models[0].gpus.gpu01[0]: found true, allowed: {SORT}"),
         (model("gpus: {gpu01: []}"), "6:19: models[0].gpus.gpu01: found an empty list, allowed: at least one entry"),
         (model("gpus: {gpu01: 0}"), "6:19: models[0].gpus.gpu01: found 0, allowed: a list"),
-        (model("gpus: {}"), "6:11: models[0].gpus: found an empty mapping, allowed: at least one entry"),
         (
             model("gpus: {gpu9: [0]}"),
             "6:12: models[0].gpus: found the key 'gpu9', allowed: a host of the inventory (gpu01, gpu02), "
@@ -72,8 +74,13 @@ def model(*lines: str) -> str:
         ),
         (
             model("extra_args: [--tensor-parallel-size=2]", "gpus: {gpu01: [0]}"),
-            "6:18: models[0].extra_args[0]: found '--tensor-parallel-size=2', allowed: tensor_parallel_size in args, "
-            "as it says how many GPUs a replica takes",
+            "6:18: models[0].extra_args[0]: found '--tensor-parallel-size=2', allowed: the parallel sizes in args, "
+            "as they say how many GPUs a replica takes",
+        ),
+        (
+            model("extra_args: [-pp, '2']", "gpus: {gpu01: [0]}"),
+            "6:18: models[0].extra_args[0]: found '-pp', allowed: the parallel sizes in args, "
+            "as they say how many GPUs a replica takes",
         ),
     ],
 )
@@ -96,6 +103,15 @@ def test_as_many_each_as_the_engine_is_told() -> None:
     two = "args: {tensor_parallel_size: 2}"
     uuids = f"gpus: {{gpu01: [0, 1, 2, 3, 4], gpu02: [{UUID}, {MIG}]}}"
     assert placed("replicas: 3", two, uuids) == [("gpu01", (0, 1)), ("gpu02", (UUID, MIG)), ("gpu01", (2, 3))]
+
+
+def test_all_parallel_sizes_count() -> None:
+    sizes = "args: {tensor_parallel_size: 2, pipeline_parallel_size: 2}"
+    assert placed(sizes, "gpus: {gpu01: [0, 1, 2, 3, 4]}") == [("gpu01", (0, 1, 2, 3))]
+
+
+def test_no_gpus_may_be_meant() -> None:
+    assert not deployment_errors(VLLM + "    gpus: {}\n")
 
 
 def test_the_same_number_on_two_hosts_is_two_gpus() -> None:

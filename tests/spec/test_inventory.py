@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.spec import Host, SpecError, load_inventory, parse_inventory
+from supervisor.spec import Host, SpecError, load_deployment, load_inventory, parse_inventory
+from supervisor.spec.inventory import HostKeys
 
 from .reading import inventory_errors
 
@@ -38,7 +39,7 @@ def test_a_host_with_everything() -> None:
 hosts:
   gpu02:
     {address: 10.0.0.12, port: 2222, user: ubuntu, python: /opt/d/bin/python, cluster_address: "fe80::1%eth0",
-     known_hosts: known_hosts, key: /keys/id, env: {A: b}, ports: 2000-3000, host_dir: /scratch/n}
+     known_hosts: known_hosts, key: /keys/id, ssh_config: ssh_config, env: {A: b}, ports: 2000-3000, host_dir: /scratch/n}
 """
     assert hosts(text)["gpu02"] == Host(
         name="gpu02",
@@ -49,6 +50,7 @@ hosts:
         user="ubuntu",
         key=Path("/keys/id"),
         known_hosts=FOLDER / "known_hosts",
+        ssh_config=FOLDER / "ssh_config",
         cluster_address="fe80::1%eth0",
         env={"A": "b"},
         ports=(2000, 3000),
@@ -85,7 +87,7 @@ def test_a_tilde_is_the_home_of_the_user(monkeypatch: pytest.MonkeyPatch) -> Non
 NAME = "a name of 1 to 39 characters: a-z, 0-9 and -, not starting with - ([a-z0-9][a-z0-9-]{0,38})"
 PYTHON = "the absolute path of a Python interpreter on the host, of the characters A-Z a-z 0-9 _ . / + - only"
 PORTS = "a range of ports from 1024 to 65535, lowest first, such as 18000-19999"
-DEFAULTS = "env, env_file, host_dir, key, known_hosts, port, ports, python, transport, user"
+DEFAULTS = "env, env_file, gpus, host_dir, key, known_hosts, labels, port, ports, python, ssh_config, transport, user"
 
 
 def host(keys: str) -> str:
@@ -152,16 +154,17 @@ def host(keys: str) -> str:
             "2:25: hosts.a.port: found with transport: local, allowed: only with transport: ssh",
         ),
         (
-            host("python: /p, gpus: [0]"),
-            "2:19: hosts.a.gpus: not yet built in this version (planned: lending only some GPUs of a host)",
+            host("python: /p, gpus: [-1]"),
+            "2:26: hosts.a.gpus[0]: found -1, allowed: the index of a GPU (0, 1, …), or its UUID (GPU-… or MIG-…)",
         ),
         (
-            host("python: /p, labels: {}"),
-            "2:19: hosts.a.labels: not yet built in this version (planned: choosing hosts by label)",
+            host("python: /p, labels: {rack: 1}"),
+            "2:34: hosts.a.labels.rack: found 1, allowed: 1 to 63 characters: A-Z a-z 0-9 and, between them, _ . / - "
+            "(numbers, true and false in quotes)",
         ),
         (
-            "defaults: {ssh_config: x, python: /p}\nhosts: {a: }\n",
-            "1:12: defaults.ssh_config: not yet built in this version (planned: an ssh_config file of the site)",
+            host("python: /p, transport: local, ssh_config: x"),
+            "2:37: hosts.a.ssh_config: found with transport: local, allowed: only with transport: ssh",
         ),
     ],
 )
@@ -202,3 +205,22 @@ def test_a_missing_inventory(tmp_path: Path) -> None:
     with pytest.raises(SpecError) as caught:
         load_inventory(tmp_path / "h.yaml")
     assert str(caught.value) == f"{tmp_path / 'h.yaml'}: cannot be read: No such file or directory"
+
+
+def test_labels_add_up_and_a_host_may_lend_only_some_gpus() -> None:
+    found = hosts(
+        "defaults: {python: /p, labels: {site: x, rack: r1}}\nhosts: {a: {labels: {rack: r2}, gpus: [0, 3]}, b: {gpus: []}}\n"
+    )
+    assert (found["a"].labels, found["a"].gpus) == ({"site": "x", "rack": "r2"}, (0, 3))
+    assert (found["b"].labels, found["b"].gpus) == ({"site": "x", "rack": "r1"}, ())
+
+
+def test_the_example_of_a_site_shows_every_key() -> None:
+    site = Path(__file__).parents[2] / "inventory" / "site"
+    known = load_inventory(site / "hosts.yaml")
+    deployed = load_deployment(site / "deployment.yaml", known)
+    assert [(model.name, model.hosts) for model in deployed.models] == [
+        ("qwen", ("gpu02", "gpu03")), ("big", ("gpu03",)), ("fixed", ("gpu02",)),
+    ]  # fmt: skip
+    text = (site / "hosts.yaml").read_text()
+    assert all(f"{key}:" in text for key in HostKeys.model_fields)

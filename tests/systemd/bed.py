@@ -42,9 +42,10 @@ User = tuple[int, bool]  # its uid, and whether it lingers
 class Machine:
     """Inside `with`: booted, and nothing of it left after."""
 
-    def __init__(self, place: Path, logind: str, users: dict[str, User]) -> None:
-        """`logind`: lines of logind.conf(5). `root` is always a user too."""
-        self.place, self.logind, self.users = place, logind, users
+    def __init__(self, place: Path, logind: str, users: dict[str, User], shown: dict[str, str] | None = None) -> None:
+        """`logind`: lines of logind.conf(5). `root` is always a user too. `shown`: folders of ours, and where everybody
+        there may read them."""
+        self.place, self.logind, self.users, self.shown = place, logind, users, shown or {}
         place.mkdir()
         self.key, self.host_key = place / "key", place / "host_key"
         for key in (self.key, self.host_key):
@@ -62,6 +63,7 @@ class Machine:
             "users": self.users,
             "host_key": self.host_key.read_text(),
             "authorized": self.key.with_suffix(".pub").read_text(),
+            "shown": self.shown,
         }
         with (self.place / "console").open("w") as console:
             self._warden = subprocess.Popen(
@@ -85,6 +87,14 @@ class Machine:
         self.pid = int(said)
         up = self.file("/run/bed-is-up")
         wait_for(up.exists, f"the machine is up: {(self.place / 'console').read_text()[-2000:]}", WAIT_S)
+
+    def reboot(self) -> None:
+        """In order, as `systemctl reboot` does it; returns when it is up again."""
+        assert self._warden.stdout is not None
+        self.inside("systemctl", "reboot", code=None)  # it may be gone before it has answered
+        ready, _, _ = select.select([self._warden.stdout], [], [], WAIT_S)
+        assert ready, f"it does not come back: {(self.place / 'console').read_text()[-2000:]}"
+        self.wait_up()
 
     # --- from outside
 

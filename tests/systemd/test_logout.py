@@ -28,7 +28,7 @@ while True:
     time.sleep(1000)
 """
 VERDICT = "import json, sys; sys.path.insert(0, '/opt'); from noray_host import logout; print(json.dumps(logout.verdict()))"
-IN_A_SCOPE = r"/user\.slice/.*/user@\d+\.service/app\.slice/noray-.*\.scope(/.*)?"
+IN_A_SCOPE = r"/user\.slice/.*/user@\d+\.service/app\.slice/(app-noray[^/]*\.slice/)+noray-.*\.scope(/.*)?"
 IN_ITS_SESSION = r"/user\.slice/.*/session-[^/]+\.scope(/.*)?"
 
 Case = tuple[str, str, str]  # KillUserProcesses, user, run

@@ -2,10 +2,11 @@
 
     unshare --mount --propagation private python warden.py '{"users": {...}, "logind": "...", "key": "..."}'
 
-Prints the pid of the machine's PID 1. Written to the machine is what it needs beyond our `/`: two users, sshd with
-pam_systemd, logind's settings; everything it changes goes to a tmpfs. It has its own network (loopback), processes,
-mounts, host name and cgroups, and may neither load modules nor set the clock. It ends with us however we end: at the
-end of our input we also remove its cgroup, killed -9 we leave that one, empty, to the next of us.
+Prints the pid of the machine's PID 1, and again when it has rebooted. Written to the machine is what it needs beyond our
+`/`: users, sshd with pam_systemd, logind's settings, and folders of ours, read-only; everything it changes goes to a tmpfs,
+which outlives a reboot. It has its own network (loopback), processes, mounts, host name, boot id and cgroups, and
+may neither load modules nor set the clock. It ends with us however we end: at the end of our input we also remove its cgroup,
+killed -9 we leave that one, empty, to the next of us.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -26,6 +28,7 @@ CGROUPS = PLACE / "cgroups"
 DISK = PLACE / "disk"
 PREFIX = "noray-test-machine-"
 STALE_S = 60.0
+REBOOTED = (-signal.SIGHUP, 128 + signal.SIGHUP)  # how the PID 1 of a pid namespace ends then: reboot(2)
 
 # What may not be done to the kernel that all share.
 FORBIDDEN = ",".join(f"-{cap}" for cap in ("sys_module", "sys_time", "sys_rawio", "mac_admin", "mac_override", "audit_control"))
@@ -41,6 +44,7 @@ ip link set lo up
 mount -t proc proc proc
 mount --bind proc/sys proc/sys
 mount -o remount,bind,ro proc/sys
+mount --bind "$1/boot_id" proc/sys/kernel/random/boot_id
 mount -t sysfs -o ro sysfs sys
 mount -t cgroup2 cgroup2 sys/fs/cgroup
 mount -t tmpfs -o mode=755 tmpfs dev
@@ -52,16 +56,27 @@ ln -s /proc/self/fd dev/fd
 mount -t tmpfs -o mode=1777 tmpfs dev/shm
 mount -t tmpfs -o mode=755 tmpfs run
 mount -t tmpfs -o mode=1777 tmpfs tmp
-mkdir .old
+disk=$1 caps=$2
+shift 2
+while [ $# -gt 0 ]; do
+  mkdir -p ".$2"
+  mount --rbind "$1" ".$2"
+  mount -o remount,bind,ro ".$2"
+  above=${2%/*}
+  while [ "$above" ]; do chmod a+x ".$above"; above=${above%/*}; done
+  shift 2
+done
+mkdir -p .old
 pivot_root . .old
 umount -l .old
-exec setpriv --bounding-set="$2" env -i container=noray-test PATH=/usr/sbin:/usr/bin:/sbin:/bin \
+exec setpriv --bounding-set="$caps" env -i container=noray-test PATH=/usr/sbin:/usr/bin:/sbin:/bin \
   /lib/systemd/systemd --unit=bed.target --log-target=console --show-status=no
 """
 
 TARGET = """\
 [Unit]
 Requires=dbus.service systemd-logind.service bed-ssh.service bed-up.service
+Wants=multi-user.target
 """
 SSH = """\
 [Unit]
@@ -150,10 +165,11 @@ def own_cgroup() -> Path:
     return made
 
 
-def remove(cgroup: Path) -> bool:
+def remove(cgroup: Path, top: bool = True) -> bool:
     for folder, _, _ in os.walk(cgroup, topdown=False):
         try:
-            os.rmdir(folder)
+            if top or folder != str(cgroup):
+                os.rmdir(folder)
         except OSError:
             return False  # somebody lives there
     return True
@@ -171,22 +187,28 @@ def main(spec: dict[str, Any]) -> None:
         (cgroup / "cgroup.procs").write_text(str(os.getpid()))
 
     namespaces = ("--net", "--mount", "--uts", "--ipc", "--pid", "--cgroup", "--fork", "--kill-child=KILL")
-    machine = subprocess.Popen(
-        ["unshare", *namespaces, "sh", "-c", BOOT, "boot", str(DISK), FORBIDDEN],
-        preexec_fn=enter,
-        stdin=subprocess.DEVNULL,
-        stdout=sys.stderr,
-    )
-    children = Path(f"/proc/{machine.pid}/task/{machine.pid}/children")
-    while machine.poll() is None and not (init := children.read_text().split()):
-        time.sleep(0.002)
-    print(init[0], flush=True)
-    sys.stdin.read()
-    machine.kill()
-    machine.wait()
-    until = time.monotonic() + 10
-    while not remove(cgroup) and time.monotonic() < until:
-        time.sleep(0.01)  # the kernel is still ending what was in there
+    argv = ["unshare", *namespaces, "sh", "-c", BOOT, "boot", str(DISK), FORBIDDEN, *sum(spec["shown"].items(), ())]
+    while True:
+        (DISK / "boot_id").write_text(f"{uuid.uuid4()}\n")
+        machine = subprocess.Popen(argv, preexec_fn=enter, stdin=subprocess.DEVNULL, stdout=sys.stderr)
+        children = Path(f"/proc/{machine.pid}/task/{machine.pid}/children")
+        while machine.poll() is None and not (init := children.read_text().split()):
+            time.sleep(0.002)
+        print(init[0], flush=True)
+        ended = os.pidfd_open(machine.pid)
+        heard, _, _ = select.select([sys.stdin, ended], [], [])
+        os.close(ended)
+        if sys.stdin in heard:
+            machine.kill()
+        rebooted = machine.wait() in REBOOTED and sys.stdin not in heard
+        until = time.monotonic() + 10
+        while not remove(cgroup, top=not rebooted) and time.monotonic() < until:
+            time.sleep(0.01)  # the kernel is still ending what was in there
+        if not rebooted:
+            break
+    if sys.stdin not in heard:
+        sys.stdout.close()  # it is switched off
+        sys.stdin.read()
 
 
 if __name__ == "__main__":

@@ -9,12 +9,14 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import anyio
 import anyio.to_thread
 import pytest
 
 from supervisor.errors import HostRefused, HostUnreachable
+from supervisor.runtime.greeting import Greeting
 from supervisor.transport import bootstrap, bundle, stage_one, transport_for
 from supervisor.transport.base import HostAddress
 from tests.transport.conftest import ECHO_HOST, RealHost, gone
@@ -40,18 +42,20 @@ async def test_the_bundle_is_sent_once(host: RealHost) -> None:
         for _ in range(2):
             await (await transport.open("echo", 20)).aclose()
         await transport.aclose()
-    (found,) = (host.base / "bin").iterdir()
-    assert found.name == ECHO_HOST.name
+    found = host.base / "bin" / ECHO_HOST.name
+    made = Path(stage_one.compiled(str(found)))
+    assert set(found.parent.iterdir()) == {found, made}
     assert found.read_bytes() == ECHO_HOST.data
     assert found.stat().st_nlink == 1
-    first = found.stat()
+    first = [path.stat() for path in (found, made)]
     await (await host.transport().open("echo", 20)).aclose()
-    assert (found.stat().st_ino, found.stat().st_mtime_ns) == (first.st_ino, first.st_mtime_ns)
+    for path, before in zip((found, made), first, strict=True):
+        assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
 async def test_a_torn_bundle_is_sent_again(host: RealHost) -> None:
     await (await host.transport().open("echo", 20)).aclose()
-    (found,) = (host.base / "bin").iterdir()
+    found = host.base / "bin" / ECHO_HOST.name
     found.write_bytes(ECHO_HOST.data[:1000])
     await (await host.transport().open("echo", 20)).aclose()
     assert found.read_bytes() == ECHO_HOST.data
@@ -171,12 +175,48 @@ def test_a_directory_somebody_else_made_first_is_not_used(tmp_path: Path) -> Non
             stage_one.private_directory(str(tmp_path / "foreign"))
 
 
+def test_two_machines_do_not_share_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By one machine-id and a disk that looks local to both they would adopt, and end, each other's runs."""
+    ours, clone, rebooted = (["boot-1", "pid:[1]", "a"], ["boot-2", "pid:[1]", "b"], ["boot-3", "pid:[1]", "a"])
+    monkeypatch.setattr(stage_one, "TENANT_WAIT_S", 0.0)
+
+    def moves_in(who: list[str]) -> int:
+        monkeypatch.setattr(stage_one, "tenant", lambda: who)
+        return stage_one.move_in(str(tmp_path))
+
+    held = [moves_in(ours), moves_in(ours)]
+    with pytest.raises(stage_one.Refused, match=r"in use by another machine with the same machine-id, a \(boot boot-1\)") as no:
+        moves_in(clone)
+    assert "host_dir" in no.value.hint
+    os.close(held.pop())
+    with pytest.raises(stage_one.Refused):
+        moves_in(clone)
+    os.close(held.pop())
+    held = [moves_in(rebooted)]
+    with pytest.raises(stage_one.Refused, match="a \\(boot boot-3\\)"):
+        moves_in(ours)
+    os.close(held.pop())
+    os.close(moves_in(clone))
+
+
 @pytest.mark.parametrize("kind", ["nfs", "nfs4", "cifs", "smb3", "lustre", "gpfs", "fuse.sshfs", "ceph", "afs", "9p"])
 def test_a_network_file_system_is_refused_by_name(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stage_one, "filesystem", lambda path: kind)
     with pytest.raises(stage_one.Refused, match=rf"on a network file system \({kind}\)"):
         stage_one.base_directory(str(tmp_path / "host"))
     assert not (tmp_path / "host").exists()
+
+
+def test_a_network_file_system_that_is_gone_is_refused_without_being_touched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hangs(path: str) -> str:
+        raise AssertionError(f"{path} was followed, which never comes back")
+
+    monkeypatch.setattr(stage_one, "filesystem", lambda path: "nfs4")
+    monkeypatch.setattr(os.path, "realpath", hangs)
+    with pytest.raises(stage_one.Refused, match=r"on a network file system \(nfs4\)"):
+        stage_one.base_directory(str(tmp_path / "host"))
 
 
 @pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs", "zfs", "tmpfs", "overlay", "f2fs"])
@@ -187,6 +227,33 @@ def test_a_local_file_system_is_not(kind: str) -> None:
 def test_the_file_system_of_a_path() -> None:
     assert stage_one.filesystem("/proc/self") == "proc"
     assert stage_one.filesystem("/processes") == stage_one.filesystem("/")
+
+
+def test_a_bundle_is_compiled_once_and_then_started_from_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = tmp_path / "noray-0.pyz"
+    plain.write_bytes(bundle.build().data)
+    made = Path(stage_one.compiled(str(plain)))
+    assert made.name.startswith(f"noray-0.{sys.implementation.cache_tag}-")
+    names = zipfile.ZipFile(made).namelist()
+    assert "noray_host/main.pyc" in names
+    assert "pynvml.py" in names, "whose text is taken along"
+    assert not [name for name in names if name.startswith("noray_host/") and not name.endswith(".pyc")]
+    ask = "import sys; sys.path.insert(0, sys.argv[1]); from noray_host import facts; print(facts.program(), facts.__file__)"
+    told = subprocess.run([sys.executable, "-I", "-S", "-c", ask, str(made)], capture_output=True, text=True, check=True)
+    assert told.stdout.split() == ["noray-0.pyz", f"{made}/noray_host/facts.pyc"]
+    monkeypatch.setattr(stage_one, "write_whole", lambda *_: pytest.fail("made a second time"))
+    assert stage_one.compiled(str(plain)) == str(made)
+
+
+def test_where_nothing_can_be_written_the_bundle_itself_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = tmp_path / "noray-0.pyz"
+    plain.write_bytes(ECHO_HOST.data)
+
+    def full(path: str, data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(stage_one, "write_whole", full)
+    assert stage_one.compiled(str(plain)) == str(plain)
 
 
 def test_the_bundle_is_the_same_every_time(tmp_path: Path) -> None:
@@ -234,3 +301,12 @@ def test_an_old_python_says_so() -> None:
 def test_an_unknown_transport_is_refused() -> None:
     with pytest.raises(HostRefused, match="no transport 'carrier pigeon'"):
         transport_for(HostAddress("gpu01", transport="carrier pigeon"), ECHO_HOST)
+
+
+async def test_the_first_word_says_which_program_speaks(local: RealHost) -> None:
+    transport = transport_for(local.address)
+    channel = await transport.open("link", 20)
+    await channel.send({"op": "hello", "v": 1, **Greeting(0.0).hello("lab", read_only=True, take_over=False)})
+    said: Any = await anext(aiter(channel))
+    assert said["hello"]["version"] == bundle.build().name
+    await transport.aclose()

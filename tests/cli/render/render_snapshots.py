@@ -149,6 +149,15 @@ def silent_host() -> Status:
     return status((*BASE_SERVICES, service("qwen", 4, 2)), (*BASE, *QWEN[:2], *lost), hosts)  # type: ignore[arg-type]
 
 
+def cut_host() -> Status:
+    """gpu02 lost its power: nobody reaches its workers, so nobody is sent to them."""
+    gone = {"state": "unknown", "last_known_state": "ready", "since": NOW - 8, "cordoned": True}
+    lost = [dict(p) | gone for p in QWEN[2:]]
+    witness = "the frontends do not reach the 2 workers there either: out of the routing until they are back"
+    hosts = (host("gpu01"), host("gpu02", "unreachable", 8, "gpu02 has been silent for 5 s") | {"witness": witness})  # type: ignore[operator]
+    return status((*BASE_SERVICES, service("qwen", 4, 2)), (*BASE, *QWEN[:2], *lost), hosts)  # type: ignore[arg-type]
+
+
 def ends_at_logout() -> Status:
     """gpu02 starts nothing, because it could not last; gpu03 has nothing to start, and would do the same to it."""
     why = "logind ends the processes of ada at logout (KillUserProcesses=yes)"
@@ -196,7 +205,14 @@ def on_the_ladder() -> Status:
         | {"held": {"by": "ann", "at": NOW - 10}}
         for p, (state, step, left) in zip(QWEN, steps, strict=True)
     ]
-    return status((*BASE_SERVICES, service("qwen", 0, 0)), (*BASE, *going))  # type: ignore[arg-type]
+    drained = process("big-0", host="gpu03", kind="vllm")
+    going.append(
+        dict(drained)
+        | {"state": "draining", "desired": "stopped", "since": NOW - 9, "stop_step": "drain", "stop_until": NOW + 57}
+        | {"stop_left": ["3 requests in flight"], "held": {"by": "ann", "at": NOW - 10}}
+    )
+    services = (*BASE_SERVICES, service("qwen", 0, 0), service("big", 0, 0))
+    return status(services, (*BASE, *going))  # type: ignore[arg-type]
 
 
 def stopping() -> Status:
@@ -226,6 +242,21 @@ def gpus(*used: int, **more: object) -> list[GpuStatus]:
          "total_mib": 143771, "used_mib": mib, "mig": False, "holders": [], **more}  # type: ignore[typeddict-item]
         for n, mib in enumerate(used)
     ]  # fmt: skip
+
+
+def shuts_down() -> Status:
+    """One of two hosts: what ended there waits."""
+    said = "its host was shutting down: systemd is stopping it"
+    there: dict[str, object] = {
+        "restarts": 1,
+        "since": NOW - 12,
+        "last_exit": exited(0, said, 12),
+        "reason": "gpu02 is shutting down",
+    }
+    waits = [p | {**there, "state": "pending", "pid": None, "gpus": []} for p in QWEN[2:]]
+    seen = status((*BASE_SERVICES, service("qwen", 4, 2)), (*BASE, *QWEN[:2], *waits))  # type: ignore[arg-type]
+    seen["hosts"][1]["leaving"] = {"why": "systemd is stopping it", "since": NOW - 14}
+    return seen
 
 
 def nvml_hangs() -> Status:

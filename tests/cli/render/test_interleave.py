@@ -19,7 +19,7 @@ def texts(lines: list[Line]) -> list[str]:
     return [each.data.decode() for each in lines]
 
 
-logs = st.dictionaries(st.sampled_from("abcde"), st.lists(st.integers(0, 50)).map(sorted), min_size=1)
+logs = st.dictionaries(st.sampled_from("abcde"), st.lists(st.integers(0, 50), max_size=12).map(sorted), min_size=1)
 
 
 @given(logs, st.randoms(use_true_random=False), st.none() | st.integers(0, 20))

@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import service_cases
+import ssh_cases
 from render_snapshots import (
     BASE,
     NOW,
@@ -27,6 +30,7 @@ from render_snapshots import (
     process,
     reaped,
     service,
+    shuts_down,
     silent_host,
     starting,
     status,
@@ -37,6 +41,7 @@ from render_snapshots import (
 from supervisor.cli.render import CTRL_C, Look, PlanRow, Progress, show_plan, show_status, show_why
 from supervisor.cli.render.blast import blast_radius
 from supervisor.cli.render.doctor import question, show_doctor, show_reaped
+from supervisor.cli.render.hosts import Report, show_hosts, told, unseen
 from supervisor.cli.render.plan import StopTimes
 from supervisor.core.snapshot import Status
 
@@ -114,6 +119,55 @@ def ladder() -> str:
     return said + "".join(f"---\n{block}" for block in blocks).replace("\x1b", "ESC")
 
 
+def survey(**changes: Any) -> dict[str, Any]:
+    return {
+        "v": 1, "version": "noray-1.pyz", "base": "/var/lib/noray/m", "python": "/opt/dynamo/bin/python", "hostname": "g",
+        "user": "ubuntu", "boot_id": "b", "kernel": "6.8.0-45", "uptime_s": 12 * 86400.0, "python_version": "3.12.3",
+        "memory": {"total_mib": 2063000, "available_mib": 1900000}, "nofile": [1024, 1048576], "memlock": [8 << 20, None],
+        "disk": {"path": "/var/lib/noray/m", "type": "ext4", "total_mib": 900000, "free_mib": 400000},
+        "shm": {"total_mib": 1000000, "free_mib": 990000}, "ephemeral_ports": [32768, 60999], "living": [], "unsaid": {},
+        "logout": {"survives": True, "why": "it lingers", "remedy": ""}, "packages": {"ai-dynamo": "1.4.2", "vllm": "0.26.0"},
+        "gpus": {"gpus": [], "error": "", "none": "no NVIDIA driver is installed", "driver": "", "cuda": None}, **changes,
+    }  # fmt: skip
+
+
+def surveyed(index: int, **changes: Any) -> dict[str, Any]:
+    health = {"util_percent": 0, "temp_c": 31, "power_w": 76.5, "power_limit_w": 700.0, "ecc": True, "ecc_errors": 0}
+    return {
+        "index": index, "uuid": f"GPU-{index}", "card": "", "name": "NVIDIA H200", "total_mib": 143771, "used_mib": 615,
+        "mig": False, "error": "", "claim": None, "strangers": [], "numa": index // 2, "health": health,
+        "nvlink": [n for n in range(4) if n != index], "unsaid": {}, "holders": [], **changes,
+    }  # fmt: skip
+
+
+def surveys() -> list[Report]:
+    claim = {"deployment": "lab", "process": "qwen-0", "run": "r1", "user": "ubuntu", "since": "now", "controller": "c"}
+    hot = {"util_percent": 98, "temp_c": 71, "power_w": 655.0, "power_limit_w": 700.0, "ecc": True, "ecc_errors": 3}
+    blind = {"util_percent": None, "temp_c": None, "power_w": None, "power_limit_w": None, "ecc": None, "ecc_errors": None}
+    cards = [
+        surveyed(0, claim=claim, used_mib=132000, health=hot),
+        surveyed(1, strangers=["pid 7 (python train.py, user eve, 3000 MiB, since 2026-11-20 10:00:00)"], used_mib=3615),
+        surveyed(2, health=blind, unsaid={"temp_c": "Unknown Error"}, numa=None, nvlink=[]),
+        surveyed(3, error="GPU is lost", name="", used_mib=None, total_mib=None, health=blind, nvlink=[]),
+    ]
+    seen = {"gpus": cards, "error": "", "none": "", "driver": "580.95.05", "cuda": "13.0"}
+    run = {"what": "run", "process": "qwen-0", "run": "r1", "deployment": "lab", "user": "ubuntu"}
+    ill = survey(
+        packages={}, nofile=[1024, 4096], memory=None, unsaid={"memory": "OSError: no /proc"}, memlock=[65536, 65536],
+        disk={"path": "/var/tmp/noray-1000/m", "type": "xfs", "total_mib": 50000, "free_mib": 900},
+        shm={"total_mib": 64, "free_mib": 64},
+        logout={"survives": False, "why": "KillUserProcesses=yes and no linger", "remedy": "loginctl enable-linger ubuntu"},
+        gpus={"gpus": [], "error": "NVML does not answer within 5 s", "none": "", "driver": "", "cuda": None},
+    )  # fmt: skip
+    return [
+        told("gpu01", survey(gpus=seen, living=[run]), 3),
+        told("gpu02", ill, -4200),
+        told("cpu", survey(), 0),
+        unseen("gpu03", "unreachable", "cannot reach gpu03: [Errno 113] No route to host", "look closer with: ssh -v gpu03"),
+        unseen("gpu04", "refused", "gpu04 shows a host key that known_hosts does not know", "noray hosts --trust"),
+    ]
+
+
 def blast() -> str:
     asked = ((all_ready(), ["qwen-1", "qwen-3"]), (all_ready(), ["qwen"]), (all_ready(), ["frontend", "qwen-0"]),
              (all_ready(), ["etcd"]), (stopped(), ["qwen-0"]), (degraded(), ["qwen-2", "qwen-3"]))  # fmt: skip
@@ -131,7 +185,7 @@ def vllm(name: str, host: str, length: str = "8192", token: str = "hf_supersecre
     }
     return {
         "process": name, "host": host, "kind": "vllm", "gpus": [0, 1], "ports": {"system": 0}, "argv": argv, "env": env,
-        "stop": STOP,
+        "stop": STOP, "why": "",
     }  # fmt: skip
 
 
@@ -144,10 +198,17 @@ ETCD: PlanRow = {
     "argv": ["etcd", "--name", "etcd-0", "--listen-client-urls", "http://10.1.0.11:2379"],
     "env": {"HOME": "/home/ubuntu"},
     "stop": {**STOP, "drain_s": 0.0, "term_s": 10.0},
+    "why": "",
 }
 PLAN = [ETCD, vllm("qwen-0", "gpu01"), vllm("qwen-1", "gpu02")]
 RUNNING = [ETCD, vllm("qwen-0", "gpu01", "4096", "hf_oldsecret"), vllm("tiny-0", "gpu02")]
 SECRETS = {"HF_TOKEN"}
+PLACED: list[PlanRow] = [
+    {**vllm("qwen-0", "gpu01"), "why": "NVLink between all, NUMA node 0, no other qwen there, 8 of 8 GPUs free"},
+    {**vllm("qwen-1", "gpu02"), "why": "no NVLink, no other qwen there, 3 of 4 GPUs free"},
+]
+LACKS = "needs 2 free GPUs of one host; nearest is gpu02 with 1 of 4 free (GPU 2: held by pid 7 (python x.py))"
+UNPLACED = {"qwen-2": LACKS, "qwen-3": LACKS, "big-0": "needs 8 GPUs, and no GPU is known of on gpu03"}
 
 CASES: dict[str, Callable[[], str]] = {
     f"{verb}-{snapshot.__name__}": lambda show=show, snapshot=snapshot: show(snapshot(), TERMINAL)  # type: ignore[misc]
@@ -191,13 +252,21 @@ CASES |= {
     "status-nvml-hangs": lambda: show_status(nvml_hangs(), TERMINAL),
     "status-all-gpus": lambda: show_status(nvml_hangs(), Look(140), all=True),
     "why-nvml-hangs": lambda: show_why(nvml_hangs(), TERMINAL),
+    "status-shuts-down": lambda: show_status(shuts_down(), TERMINAL),
+    "why-shuts-down": lambda: show_why(shuts_down(), TERMINAL),
     "doctor": lambda: show_doctor(doctors(), TERMINAL, NOW),
     "doctor-narrow": lambda: show_doctor(doctors(), Look(60), NOW),
     "doctor-piped": lambda: show_doctor(doctors()[1:], PIPE, NOW),
     "doctor-reap": lambda: question(doctors()) + "\n" + show_reaped(reaped(), doctors()) + show_reaped([], []),
+    "hosts": lambda: show_hosts(surveys(), Look(130)),
+    "hosts-narrow": lambda: show_hosts(surveys(), Look(72)),
+    "hosts-piped": lambda: show_hosts(surveys(), PIPE),
     "plan": lambda: show_plan(PLAN, TERMINAL, secrets=SECRETS),
     "plan-verbose-difference": lambda: show_plan(PLAN, TERMINAL, verbose=True, secrets=SECRETS, running=RUNNING),
+    "plan-placed": lambda: show_plan([ETCD, *PLACED], TERMINAL, secrets=SECRETS, unplaced=UNPLACED),
     "plan-no-difference": lambda: show_plan(PLAN, TERMINAL, secrets=SECRETS, running=PLAN),
+    **ssh_cases.CASES,
+    **service_cases.CASES,
 }
 
 

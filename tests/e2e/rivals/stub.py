@@ -18,6 +18,7 @@ if "--http-port" in sys.argv:
 held = []
 for number in numbers:
     sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: TIME_WAIT of others' connections is no owner
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     sock.bind(("127.0.0.1", number))
     sock.listen(1)

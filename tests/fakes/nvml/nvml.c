@@ -8,7 +8,10 @@
      crash.FUNCTION    it ends the process that calls it
      error.FUNCTION    the NVML code that it returns; `gpu.N.error.FUNCTION` for one GPU
      procs, late       folders, see below
+     cuda              version of the driver's CUDA (13000 is 13.0)
      gpu.N.            uuid name mem_mib used_mib (idle) mig (0, 1; -1: not supported) slices (MIB,MIB…) virtualization lost late_s
+     gpu.N.            util (%) temp (C) power_mw limit_mw ecc (0, 1; -1: not supported) ecc_errors numa (-1: not supported)
+     gpu.N.            nvlink: the cards that it reaches (1,2,3)
 
    A holder of GPU N is a file PROCS/N/PID (of its slice S: PROCS/N.S/PID) of words: MIB or `na`, and then any of
      graphics | both   in which list it stands (default: compute)
@@ -332,5 +335,68 @@ PUBLIC ret nvmlDeviceGetMigDeviceHandleByIndex(dev device, u32 index, dev *out) 
   ENTER_DEVICE(device);
   if (index >= MAX_SLICES || !slice_mib(device->gpu, index)) return NOT_FOUND;
   *out = handle(device->gpu, index);
+  return OK;
+}
+
+/* --- what only people and placement ask ---------------------------------------------------------------------------------- */
+
+#define ASK(function, key, otherwise) \
+  PUBLIC ret function(dev device, u32 *out) { \
+    ENTER_DEVICE(device); \
+    long value = number_of(device->gpu, key, otherwise); \
+    if (value < 0) return NOT_SUPPORTED; \
+    *out = value; \
+    return OK; \
+  }
+ASK(nvmlDeviceGetPowerUsage, "power_mw", 76500)
+ASK(nvmlDeviceGetEnforcedPowerLimit, "limit_mw", 700000)
+
+PUBLIC ret nvmlSystemGetCudaDriverVersion_v2(int *out) {
+  ENTER();
+  *out = number("cuda", 13000);
+  return OK;
+}
+PUBLIC ret nvmlDeviceGetUtilizationRates(dev device, u32 *out) { /* of its cores, of its memory's bandwidth */
+  ENTER_DEVICE(device);
+  out[0] = number_of(device->gpu, "util", 0);
+  out[1] = out[0] / 2;
+  return OK;
+}
+PUBLIC ret nvmlDeviceGetTemperature(dev device, u32 sensor, u32 *out) {
+  ENTER_DEVICE(device);
+  if (sensor) return INVALID;
+  *out = number_of(device->gpu, "temp", 31);
+  return OK;
+}
+PUBLIC ret nvmlDeviceGetEccMode(dev device, u32 *now, u32 *pending) {
+  ENTER_DEVICE(device);
+  long mode = number_of(device->gpu, "ecc", 1);
+  if (mode < 0) return NOT_SUPPORTED;
+  *now = *pending = mode;
+  return OK;
+}
+PUBLIC ret nvmlDeviceGetTotalEccErrors(dev device, u32 type, u32 counter, u64 *out) {
+  ENTER_DEVICE(device);
+  if (number_of(device->gpu, "ecc", 1) <= 0) return NOT_SUPPORTED;
+  *out = type == 1 && counter == 0 ? number_of(device->gpu, "ecc_errors", 0) : 0;
+  return OK;
+}
+PUBLIC ret nvmlDeviceGetMemoryAffinity(dev device, u32 words, unsigned long *out, u32 scope) {
+  ENTER_DEVICE(device);
+  long node = number_of(device->gpu, "numa", 0);
+  if (node < 0) return NOT_SUPPORTED;
+  if (scope || (u32)node / 64 >= words) return INVALID;
+  memset(out, 0, words * sizeof *out);
+  out[node / 64] = 1UL << node % 64;
+  return OK;
+}
+PUBLIC ret nvmlDeviceGetP2PStatus(dev device, dev other, u32 index, u32 *out) {
+  char text[TEXT], *rest = text;
+  ENTER_DEVICE(device);
+  if (index != 2) return INVALID; /* NVLINK */
+  *out = 5;
+  of(device->gpu, "nvlink", text, "");
+  for (char *word = strsep(&rest, ","); word; word = strsep(&rest, ","))
+    if (*word && atoi(word) == other->gpu) *out = 0;
   return OK;
 }
