@@ -104,15 +104,17 @@ def interpreter(tree: Path) -> Path:
     return home / "bin" / "python"
 
 
-def run_tests(tree: Path, tests: tuple[str, ...], limit_s: float) -> tuple[int, str]:
+def run_tests(tree: Path, tests: tuple[str, ...], limit_s: float, jobs: int = 1) -> tuple[int, str]:
     temporary = tree.with_name(tree.name + ".t")
     temporary.mkdir()
     # `-rfE` lists failures and errors apart.
     pytest = [str(interpreter(tree)), "-m", "pytest", "-q", "--tb=short", "-rfE", "-p", "no:cacheprovider",
               f"--basetemp={temporary}/p", *tests]  # fmt: skip
+    if jobs > 1:
+        pytest += ["--numprocesses", str(jobs), "--dist", "loadfile"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "PYTHON"))}
     # Half the patience: most mutants make a test wait in vain. That it is enough is seen first, without any sabotage.
-    environment |= {"TMPDIR": str(temporary), "PYTHONDONTWRITEBYTECODE": "1", "NO_COLOR": "1", "NORAY_TEST_PATIENCE": "0.5"}
+    environment |= {"TMPDIR": str(temporary), "NO_COLOR": "1", "NORAY_TEST_PATIENCE": "0.5"}
     done = subprocess.run(
         [sys.executable, __file__, "--box", str(limit_s), *pytest],
         cwd=tree,
@@ -186,7 +188,7 @@ def main(argv: list[str]) -> int:
             copy_tree(options.root, place / "clean")
             shutil.copytree(place / "clean", place / "green", symlinks=True)
             named = tuple(dict.fromkeys(test for mutant in mutants for test in mutant.tests))
-            code, output = run_tests(place / "green", named, options.limit * 2)
+            code, output = run_tests(place / "green", named, options.limit * 2, options.jobs if len(named) > 20 else 1)
             if code:
                 print(output[-6000:])
                 print(f"mutants: cannot judge: without any sabotage pytest ended with {code}")
