@@ -2,12 +2,13 @@
 # Packages come from wherever pip on this machine is set up to look; the lock files pin every version and every hash.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint mutants bench lock clean
+.PHONY: help demo test gpu lint mutants bench chaos lock clean
 
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS :=
 JOBS := 3
+GPU_PYTHON = $(BIN)/python
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST))
@@ -17,6 +18,9 @@ demo: $(VENV)/.demo-ready  ## serve a model on this machine, kill a worker, see 
 
 test: lint  ## lint, then the test suite (ARGS=... for pytest, JOBS=... files at once)
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
+
+gpu: $(VENV)/.test-ready  ## vLLM on the GPUs of this machine (GPU_PYTHON=... that has vLLM and pytest), or its stand-in
+	$(GPU_PYTHON) -m pytest -m gpu tests/gpu $(ARGS)
 
 lint: $(VENV)/.test-ready  ## ruff, mypy, import rules
 	$(BIN)/ruff check .
@@ -29,6 +33,9 @@ mutants: $(VENV)/.test-ready  ## sabotage each guarantee and see its test turn r
 
 bench: $(VENV)/.test-ready  ## beside floors and peers, as tables (ARGS="stop memory logs --quick --write=FILE"; root for stop)
 	$(BIN)/python -m benchmarks $(ARGS)
+
+chaos: $(VENV)/.test-ready  ## random scenarios over hosts of our own, as root (ARGS="--seed 7", "--count 20 --real --jobs 2")
+	$(BIN)/python -m tests.chaos $(ARGS)
 
 # The test set contains the demo set in the same versions (--constraints), so one environment serves both.
 # setuptools is locked too: it builds our own package, without a build environment of unknown content.

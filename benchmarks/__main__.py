@@ -12,9 +12,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import logs, machine, memory, room, stop
+from benchmarks import adoption, cut, drift, fleet, logs, machine, memory, room, stop
 
-ALL = {"stop": stop, "memory": memory, "logs": logs}
+ALL = {"stop": stop, "memory": memory, "logs": logs, "fleet": fleet, "adoption": adoption, "drift": drift, "cut": cut}
 HEAD = """\
 # Benchmarks
 

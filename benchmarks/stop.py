@@ -17,10 +17,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import hosts, proc
+from benchmarks import proc
 from benchmarks.machine import HOST_PYTHON, load
 from benchmarks.site import Site
 from benchmarks.table import Table, ratio
+from tests.hosts.bed import Bed, missing
 
 LOOK_S = 0.5  # at 0.1 the looking alone cost noray three seconds on two cores (measured)
 NEEDS_ROOM = "it makes hosts, which needs root"
@@ -146,12 +147,12 @@ class Countdown:
 
 @contextlib.contextmanager
 def noray(place: Path, size: Size, mark: str) -> Iterator[Stop]:
-    why = hosts.missing()
+    why = missing()
     if why:
         raise Absent(why)
     stop = {"drain": 0, "term": size.grace_s}
-    with hosts.Hosts(place, size.hosts) as lab:
-        site = Site(place, [HOST_PYTHON, "-I", "-S", str(DEAF), mark], size.trees, lab.inventory, stop)
+    with Bed(place, [f"h{n:02d}" for n in range(size.hosts)]) as bed:
+        site = Site(place, [HOST_PYTHON, "-I", "-S", str(DEAF), mark], size.trees, bed.inventory, stop)
 
         def down() -> None:
             done = site.down()
