@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 
 import anyio
@@ -179,7 +180,8 @@ def test_one_that_a_gpu_turned_away_still_stands_in(state: StateDir) -> None:
 def test_what_cannot_be_written_down_replaces_nobody(state: StateDir) -> None:
     desk = Desk(state, replicas=2, on_lost="replace")
     anyio.run(desk.choose)
-    (state.path / "seats.json.new").mkdir()
+    with sqlite3.connect(state.path / "noray.db") as database:
+        database.execute("CREATE TRIGGER full BEFORE INSERT ON intents BEGIN SELECT RAISE(ABORT, 'disk full'); END")
     with pytest.raises(NorayError, match="cannot write down"):
         desk.placing.stand_in({"qwen-2": "qwen-1"})
     assert "qwen-2" not in desk.placing.known(desk.files).wanted

@@ -82,5 +82,5 @@ def test_what_its_scope_is_told_ends_a_run_in_order_and_only_its_keeper_hears_it
     assert link.reply(op="tail", run="r1")["end"] == 0  # all are there
     os.kill(host.helper("keeper", "r1"), scope.ASKED)
     ended = link.gone()["exit"]
-    assert (ended["signal"], ended["asked"]) == (signal.SIGTERM, True)
+    assert (ended["signal"], ended["asked"], ended["cause"]) == (signal.SIGTERM, False, "terminated")
     host.assert_nothing_left()

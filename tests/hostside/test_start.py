@@ -26,6 +26,7 @@ SHOW = (
 )
 
 SLOW_BIRTH = """\
+        import time
         root = os.path.dirname(base)
         open(root + "/forked", "w").close()
         while not os.path.exists(root + "/go"):

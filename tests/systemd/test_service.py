@@ -170,7 +170,7 @@ def test_a_reboot_ends_all_in_order_and_brings_each_back_once(
         old, new = service.runs(process)
         assert (old.name, new.name) == (run, after[process][0])
         ended[process], gone[process] = record(old, "exit"), record(old, "gone")
-        assert ended[process]["asked"], (process, ended)
+        assert ended[process]["cause"] == "shutdown", (process, ended)
         assert ended[process]["signal"] != signal.SIGKILL, (process, ended)
     workers = ("w-0", "w-1")
     assert [ended[process]["code"] for process in workers] == [0, 0]  # their keepers told them, nobody else, and had the time
