@@ -25,10 +25,10 @@ ROUNDS = 5
 def run(place: Path, quick: bool) -> Table:
     if why := missing():
         return Table("Adoption", ("",), [], [f"left out: {why}"])
-    count, rounds = (3, 1) if quick else (50, ROUNDS)
+    count, per_host, rounds = (2, 2, 1) if quick else (50, PER_HOST, ROUNDS)
     before = load()
     floors, adopted, ready, cpu = [], [], [], []
-    with Bed(place, [f"h{n:02d}" for n in range(count)]) as bed, Site(place, [], count * PER_HOST, bed.inventory) as site:
+    with Bed(place, [f"h{n:02d}" for n in range(count)]) as bed, Site(place, [], count * per_host, bed.inventory) as site:
         runs = site.runs()
         for _ in range(rounds):
             floors.append(logins(bed))
@@ -39,7 +39,7 @@ def run(place: Path, quick: bool) -> Table:
             cpu.append(proc.cpu_s(site.controller))
             floors.append(logins(bed))
     floor_s = statistics.median(floors)
-    processes = count * PER_HOST + 2
+    processes = count * per_host + 2
 
     def row(what: str, took_s: list[float]) -> tuple[str, ...]:
         middle = statistics.median(took_s)
@@ -53,7 +53,7 @@ def run(place: Path, quick: bool) -> Table:
         row("CPU of the controller until then", cpu),
     ]
     notes = [
-        f"Median of {rounds}, logins measured before and after each. {PER_HOST} workers a host, stubs as under *Many hosts*; "
+        f"Median of {rounds}, logins measured before and after each. {per_host} workers a host, stubs as under *Many hosts*; "
         f"every line over SSH to a namespace with its own sshd, on the same cores. Load before: {before}.",
         "Target: adopted within the bare logins and 1.5 s. The same runs, no restart: checked.",
     ]

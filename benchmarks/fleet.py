@@ -26,12 +26,12 @@ IDLE_S = 20.0
 def run(place: Path, quick: bool) -> Table:
     if why := missing():
         return Table("Many hosts", ("",), [], [f"left out: {why}"])
-    count, idle_s = (3, 1.0) if quick else (50, IDLE_S)
+    count, per_host, idle_s = (2, 2, 0.5) if quick else (50, PER_HOST, IDLE_S)
     before = load()
     with Bed(place, [f"h{n:02d}" for n in range(count)]) as bed:
         floor_s = logins(bed)
-        bare_s = bare(place / "bare", count * PER_HOST)
-        site = Site(place, [], count * PER_HOST, bed.inventory)
+        bare_s = bare(place / "bare", count * per_host)
+        site = Site(place, [], count * per_host, bed.inventory)
         began = time.monotonic()
         with site:
             up_s = time.monotonic() - began
@@ -45,12 +45,12 @@ def run(place: Path, quick: bool) -> Table:
             memory_mb = proc.pss_mb(site.controller)
             down_s = timed(lambda: site.noray("down", "--yes"))
         after_s = logins(bed)
-    processes = count * PER_HOST + 2
+    processes = count * per_host + 2
     rows = [
         (f"{count} x `ssh host python3 -c pass`, at once, before", f"{floor_s:.1f} s", "1.00"),
         ("the same, afterwards", f"{after_s:.1f} s", ratio(after_s, floor_s)),
         (
-            f"{count * PER_HOST} workers, bare, at once, until all have registered",
+            f"{count * per_host} workers, bare, at once, until all have registered",
             f"{bare_s:.1f} s",
             ratio(bare_s, floor_s),
         ),
@@ -63,7 +63,7 @@ def run(place: Path, quick: bool) -> Table:
         ("controller, CPU while all are ready and nothing happens", f"{cpu * 100:.1f} % of a core", "-"),
     ]
     notes = [
-        f"{PER_HOST} workers a host, which like etcd and frontend are stubs that answer what is asked to see them ready "
+        f"{per_host} workers a host, which like etcd and frontend are stubs that answer what is asked to see them ready "
         f"(`stub.py`); every line over SSH to a namespace with its own sshd, on the same cores. Load before: {before}.",
         "Targets: at most 120 MB and 3 % of a core for the controller.",
     ]

@@ -38,7 +38,7 @@ class Size:
 
 
 FULL = Size(hosts=16, trees=64, grace_s=5.0, later_s=5.0)
-QUICK = Size(hosts=2, trees=4, grace_s=2.0, later_s=0.5)
+QUICK = Size(hosts=2, trees=2, grace_s=1.0, later_s=0.1)
 
 
 @dataclass(frozen=True)

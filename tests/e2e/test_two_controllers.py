@@ -34,7 +34,7 @@ from tests.fakes.nvml import FakeGpus
 FOLDER = Path(rivals.__file__).parent
 STUB = FOLDER / "stub.py"
 SPREAD_S = 0.05
-ROUNDS = int(os.environ.get("NORAY_TEST_ROUNDS", "20"))  # NORAY_TEST_ROUNDS=200 for an evening
+ROUNDS = int(os.environ.get("NORAY_TEST_ROUNDS", "8"))  # NORAY_TEST_ROUNDS=200 for an evening
 GPUS = {"mock-0": (0, 1)}
 HELD = re.compile(
     r"\S+ is held by (?P<process>\S+) of deployment (?P<deployment>\S+) "

@@ -134,7 +134,8 @@ def judge(mutant: Mutant, clean: Path, place: Path, limit_s: float) -> Verdict:
         return Verdict(word, detail, time.monotonic() - began)
 
     tree = Path(tempfile.mkdtemp(prefix="", dir=place))  # short: unix socket paths must fit below it
-    shutil.copytree(clean, tree, symlinks=True, dirs_exist_ok=True)
+    # With what the green run has compiled, which is valid by its source's time.
+    shutil.copytree(clean, tree, symlinks=True, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".venv", ".hypothesis"))
     # Below a repository `git apply` would silently skip what lies outside of it.
     outside = {**os.environ, "GIT_CEILING_DIRECTORIES": str(place)}
     applied = subprocess.run(
@@ -186,9 +187,8 @@ def main(argv: list[str]) -> int:
         with tempfile.TemporaryDirectory(prefix="m", ignore_cleanup_errors=True) as directory:
             place = Path(directory)
             copy_tree(options.root, place / "clean")
-            shutil.copytree(place / "clean", place / "green", symlinks=True)
             named = tuple(dict.fromkeys(test for mutant in mutants for test in mutant.tests))
-            code, output = run_tests(place / "green", named, options.limit * 2, options.jobs if len(named) > 20 else 1)
+            code, output = run_tests(place / "clean", named, options.limit * 2, options.jobs if len(named) > 20 else 1)
             if code:
                 print(output[-6000:])
                 print(f"mutants: cannot judge: without any sabotage pytest ended with {code}")

@@ -39,7 +39,6 @@ def held(stage: Stage) -> dict[str, int]:
         "frontends": len(did._fronts._views),
         "facts not taken in": stage._inbox.statistics().current_buffer_used,
         "surplus": len(stage.fleet.surplus),
-        "restarts on record": max(len(each.restarts_s) for each in stage.fleet.processes.values()),
     }
 
 
@@ -68,3 +67,4 @@ async def test_a_controller_holds_no_more_after_many_reconnections_and_restarts(
         assert stage["qwen-0"].restarts == TIMES + 6
         assert len(host.ops("hello")) == TIMES + 7
         assert held(stage) == before
+        assert max(len(each.restarts_s) for each in stage.fleet.processes.values()) < 12  # those of a window
