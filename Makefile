@@ -17,7 +17,7 @@ demo: $(VENV)/.demo-ready  ## serve a model on this machine, kill a worker, see 
 	$(BIN)/noray demo $(ARGS)
 
 test: lint  ## lint, then the test suite (ARGS=... for pytest, JOBS=... files at once)
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
 
 gpu: $(VENV)/.test-ready  ## vLLM on the GPUs of this machine (GPU_PYTHON=... that has vLLM and pytest), or its stand-in
 	$(GPU_PYTHON) -m pytest -m gpu tests/gpu $(ARGS)

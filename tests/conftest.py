@@ -1,6 +1,4 @@
-"""Suite-wide rules. What waits for real processes runs first, so that several files at once end together.
-
-`--strict-skips`: a skip is a test that proved nothing, so CI takes only those written down.
+"""Suite-wide rules. `--strict-skips`: a skip is a test that proved nothing, so CI takes only those written down.
 
 Allowed reasons stand in `tests/allowed_skips.txt`, one a line, `*` for any text, `#` for comments. Any other skip, of
 a test or of a whole module, makes the run fail and is listed at its end.
@@ -13,16 +11,11 @@ from pathlib import Path
 
 import pytest
 
-LONG = ("tests/chaos", "tests/test_benchmarks.py", "tests/e2e", "tests/gpu", "tests/hosts/", "tests/systemd", "tests/demo")
 ALLOWED_SKIPS = Path(__file__).with_name("allowed_skips.txt")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--strict-skips", action="store_true", help=f"fail on a skip not listed in {ALLOWED_SKIPS.name}")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: next((n for n, place in enumerate(LONG) if item.nodeid.startswith(place)), len(LONG)))
 
 
 @pytest.hookimpl(tryfirst=True)

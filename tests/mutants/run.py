@@ -1,6 +1,6 @@
 """Mutants: each guarantee of noray, sabotaged in one line, must turn a test red. A test never seen red proves nothing.
 
-    python tests/mutants/run.py [NAME]... [--jobs N] [--root DIRECTORY] [--limit SECONDS]
+    python tests/mutants/run.py [NAME]... [--jobs N] [--root DIRECTORY] [--limit SECONDS] [--green]
 
 A mutant is `tests/mutants/<name>.patch`, a unified diff with a header:
 
@@ -14,23 +14,23 @@ one: sabotage the line, `git diff > tests/mutants/<name>.patch`, write the heade
 no longer applies is an error too: the guarantee moved, so must its mutant.
 
 How it judges. All named tests run once on an unpatched copy of the tree (tracked files and untracked ones that git does
-not ignore), and must be green. Then every mutant gets a copy of its own, and its tests run there. Only pytest's exit
-code 1 with each named test listed as FAILED is "caught". 0 is "survived"; a broken collection, an error in a fixture,
-a time-out is "broken": something went wrong, but nobody saw the guarantee break.
+not ignore), and must be green; with --green they were seen so just now, and are only collected. Then every mutant gets
+a copy of its own, and its tests run there. Only pytest's exit code 1 with each named test listed as FAILED is "caught".
+0 is "survived"; a broken collection, an error in a fixture, a time-out is "broken": something went wrong, but nobody
+saw the guarantee break.
 
 Each copy has an interpreter of its own whose path is the copy and then our packages, so that no editable install leads
-back to the unsabotaged tree, in child processes neither. Sabotaged supervisors leak: each pytest runs below a child
-subreaper that afterwards kills whatever is left below it. Exit code 0: all caught; 1: not all; 2: bad usage.
+back to the unsabotaged tree, in child processes neither. What runs there, and how nothing is left of it: `nursery.py`.
+Exit code 0: all caught; 1: not all; 2: bad usage.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
+import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import sysconfig
@@ -41,9 +41,10 @@ import venv
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Queue
 
-PR_SET_CHILD_SUBREAPER = 36
-TIMED_OUT = 124
+TIMED_OUT = 124  # as nursery.py says it
+COMMON = ("asyncio", "anyio", "trio.testing", "hypothesis.strategies", "pydantic", "httpx", "structlog", "asyncssh", "yaml")
 
 
 @dataclass(frozen=True)
@@ -104,38 +105,56 @@ def interpreter(tree: Path) -> Path:
     return home / "bin" / "python"
 
 
-def run_tests(tree: Path, tests: tuple[str, ...], limit_s: float, jobs: int = 1) -> tuple[int, str]:
-    temporary = tree.with_name(tree.name + ".t")
-    temporary.mkdir()
-    # `-rfE` lists failures and errors apart.
-    pytest = [str(interpreter(tree)), "-m", "pytest", "-q", "--tb=short", "-rfE", "-p", "no:cacheprovider",
-              f"--basetemp={temporary}/p", *tests]  # fmt: skip
-    if jobs > 1:
-        pytest += ["--numprocesses", str(jobs), "--dist", "loadfile"]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "PYTHON"))}
-    # Half the patience: most mutants make a test wait in vain. That it is enough is seen first, without any sabotage.
-    environment |= {"TMPDIR": str(temporary), "NO_COLOR": "1", "NORAY_TEST_PATIENCE": "0.5"}
-    done = subprocess.run(
-        [sys.executable, __file__, "--box", str(limit_s), *pytest],
-        cwd=tree,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        check=False,
-    )
-    return done.returncode, done.stdout.decode(errors="replace")
+class Nursery:
+    """An interpreter that runs one pytest at a time, in any copy of `clean`."""
+
+    def __init__(self, clean: Path, *imports: str) -> None:
+        argv = [str(clean / ".venv" / "bin" / "python"), str(Path(__file__).with_name("nursery.py")), str(clean), *imports]
+        self._process = subprocess.Popen(argv, env=environment(), text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def run(self, tree: Path, words: tuple[str, ...], limit_s: float) -> tuple[int, str]:
+        """pytest's exit code, and what it said. `tree` has an interpreter of its own then."""
+        interpreter(tree)
+        temporary, output = tree.with_name(tree.name + ".t"), tree.with_name(tree.name + ".out")
+        temporary.mkdir()
+        # `-rfE` lists failures and errors apart.
+        argv = ["-q", "--tb=short", "-rfE", "-p", "no:cacheprovider", f"--basetemp={temporary}/p", *words]
+        # Half the patience: most mutants make a test wait in vain. That it is enough is seen first, without any sabotage.
+        env = environment() | {"TMPDIR": str(temporary), "NO_COLOR": "1", "NORAY_TEST_PATIENCE": "0.5"}
+        job = {"tree": str(tree), "argv": argv, "env": env, "limit_s": limit_s, "output": str(output)}
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(job) + "\n")
+        self._process.stdin.flush()
+        code = int(self._process.stdout.readline())
+        shutil.rmtree(temporary, ignore_errors=True)
+        return code, output.read_text(errors="replace")
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
 
 
-def judge(mutant: Mutant, clean: Path, place: Path, limit_s: float) -> Verdict:
+def jobs_at_once(jobs: int) -> tuple[str, ...]:
+    return ("--numprocesses", str(jobs), "--dist", "loadfile") if jobs > 1 else ()
+
+
+def environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "PYTHON"))}
+
+
+def judge(mutant: Mutant, nursery: Nursery, clean: Path, limit_s: float) -> Verdict:
     began = time.monotonic()
 
     def verdict(word: str, detail: str = "") -> Verdict:
         return Verdict(word, detail, time.monotonic() - began)
 
+    place = clean.parent
     tree = Path(tempfile.mkdtemp(prefix="", dir=place))  # short: unix socket paths must fit below it
-    # With what the green run has compiled, which is valid by its source's time.
-    shutil.copytree(clean, tree, symlinks=True, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".venv", ".hypothesis"))
+    # With what was compiled, which is valid by its source's time. Links: git and Python replace files, they write into none.
+    skipped = shutil.ignore_patterns(".venv", ".hypothesis")
+    shutil.copytree(clean, tree, symlinks=True, dirs_exist_ok=True, ignore=skipped, copy_function=os.link)
     # Below a repository `git apply` would silently skip what lies outside of it.
     outside = {**os.environ, "GIT_CEILING_DIRECTORIES": str(place)}
     applied = subprocess.run(
@@ -143,9 +162,8 @@ def judge(mutant: Mutant, clean: Path, place: Path, limit_s: float) -> Verdict:
     )
     if applied.returncode:
         return verdict("broken", "the patch does not apply:\n" + applied.stderr)
-    code, output = run_tests(tree, mutant.tests, limit_s)
-    for done_with in (tree, tree.with_name(tree.name + ".t")):
-        shutil.rmtree(done_with, ignore_errors=True)
+    code, output = nursery.run(tree, mutant.tests, limit_s)
+    shutil.rmtree(tree, ignore_errors=True)
     if code == 0:
         return verdict("survived", "every test named stayed green")
     if code == TIMED_OUT:
@@ -160,6 +178,38 @@ def judge(mutant: Mutant, clean: Path, place: Path, limit_s: float) -> Verdict:
     return verdict("caught")
 
 
+def judged(mutants: list[Mutant], clean: Path, jobs: int, limit_s: float, green: bool) -> dict[str, Verdict]:
+    """By name. Raises NotGreen."""
+    nurseries = Queue[Nursery]()
+    imports = COMMON if len(mutants) > jobs else ()
+    made = [Nursery(clean, *imports) for _ in range(min(jobs, len(mutants)))]
+    try:
+        named = tuple(dict.fromkeys(test for mutant in mutants for test in mutant.tests))
+        words = ("--collect-only",) if green else jobs_at_once(jobs) if len(named) > 20 else ()
+        code, output = made[0].run(clean, (*words, *named), limit_s * 2)
+        if code:
+            raise NotGreen(f"{output[-6000:]}\nmutants: cannot judge: without any sabotage pytest ended with {code}")
+        for nursery in made:
+            nurseries.put(nursery)
+
+        def one(mutant: Mutant) -> Verdict:
+            nursery = nurseries.get()
+            try:
+                return judge(mutant, nursery, clean, limit_s)
+            finally:
+                nurseries.put(nursery)
+
+        with ThreadPoolExecutor(jobs) as pool:
+            return dict(zip((mutant.name for mutant in mutants), pool.map(one, mutants), strict=True))
+    finally:
+        for nursery in made:
+            nursery.close()
+
+
+class NotGreen(Exception):
+    pass
+
+
 def _is_case_of(node: str, test: str) -> bool:
     return node == test or node.startswith((f"{test}[", f"{test}::"))
 
@@ -170,6 +220,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parents[2], help="the tree to sabotage")
     parser.add_argument("--jobs", type=int, default=2, help="mutants at once (default 2)")
     parser.add_argument("--limit", type=float, default=300.0, metavar="SECONDS", help="for one pytest (default 300)")
+    parser.add_argument("--green", action="store_true", help="all tests were just seen green, as in CI")
     options = parser.parse_args(argv)
     files = sorted((options.root / "tests" / "mutants").glob("*.patch"))
     if unknown := set(options.names) - {file.stem for file in files}:
@@ -185,17 +236,14 @@ def main(argv: list[str]) -> int:
             verdicts[file.stem] = Verdict("broken", str(error))
     if mutants:
         with tempfile.TemporaryDirectory(prefix="m", ignore_cleanup_errors=True) as directory:
-            place = Path(directory)
-            copy_tree(options.root, place / "clean")
-            named = tuple(dict.fromkeys(test for mutant in mutants for test in mutant.tests))
-            code, output = run_tests(place / "clean", named, options.limit * 2, options.jobs if len(named) > 20 else 1)
-            if code:
-                print(output[-6000:])
-                print(f"mutants: cannot judge: without any sabotage pytest ended with {code}")
+            clean = Path(directory) / "clean"
+            copy_tree(options.root, clean)
+            interpreter(clean)
+            try:
+                verdicts |= judged(mutants, clean, options.jobs, options.limit, options.green)
+            except NotGreen as error:
+                print(error)
                 return 1
-            with ThreadPoolExecutor(options.jobs) as pool:
-                judged = pool.map(lambda mutant: judge(mutant, place / "clean", place, options.limit), mutants)
-                verdicts |= dict(zip((mutant.name for mutant in mutants), judged, strict=True))
     return report(files, {mutant.name: mutant.guarantee for mutant in mutants}, verdicts)
 
 
@@ -211,49 +259,5 @@ def report(files: list[Path], guarantees: dict[str, str], verdicts: dict[str, Ve
     return 0 if caught == len(files) else 1
 
 
-# --- the box: one pytest, and nothing left of it ---------------------------------------------------------------------
-
-
-def box(limit_s: float, argv: list[str]) -> int:
-    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
-        raise OSError(ctypes.get_errno(), "cannot become child subreaper")
-    child = subprocess.Popen(argv)
-    try:
-        code = child.wait(limit_s)
-    except subprocess.TimeoutExpired:
-        code = TIMED_OUT
-    # Orphans come to us one generation at a time, so look again until nobody is left. A fork bomb is not expected here.
-    end = time.monotonic() + 10
-    while (left := _below(os.getpid())) and time.monotonic() < end:
-        for pid in left:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-        try:
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-        except ChildProcessError:
-            break
-        time.sleep(0.01)
-    return code
-
-
-def _below(ancestor: int) -> list[int]:
-    parents: dict[int, int] = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            try:
-                parents[int(name)] = int(Path("/proc", name, "stat").read_bytes().rpartition(b")")[2].split()[1])
-            except OSError:
-                continue
-    below = {ancestor}
-    while more := {pid for pid, parent in parents.items() if parent in below} - below:
-        below |= more
-    return sorted(below - {ancestor})
-
-
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--box"]:
-        sys.exit(box(float(sys.argv[2]), sys.argv[3:]))
     sys.exit(main(sys.argv[1:]))
