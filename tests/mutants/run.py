@@ -118,7 +118,9 @@ class Nursery:
         temporary, output = tree.with_name(tree.name + ".t"), tree.with_name(tree.name + ".out")
         temporary.mkdir()
         # `-rfE` lists failures and errors apart.
-        argv = ["-q", "--tb=short", "-rfE", "-p", "no:cacheprovider", f"--basetemp={temporary}/p", *words]
+        # What a test that failed leaves open is no news, and would cost the list.
+        quiet = ("-p", "no:cacheprovider", "-p", "no:unraisableexception")
+        argv = ["-q", "--tb=short", "-rfE", *quiet, f"--basetemp={temporary}/p", *words]
         # Half the patience: most mutants make a test wait in vain. That it is enough is seen first, without any sabotage.
         env = environment() | {"TMPDIR": str(temporary), "NO_COLOR": "1", "NORAY_TEST_PATIENCE": "0.5"}
         job = {"tree": str(tree), "argv": argv, "env": env, "limit_s": limit_s, "output": str(output)}
@@ -152,6 +154,7 @@ def judge(mutant: Mutant, nursery: Nursery, clean: Path, limit_s: float) -> Verd
 
     place = clean.parent
     tree = Path(tempfile.mkdtemp(prefix="", dir=place))  # short: unix socket paths must fit below it
+    tree.chmod(0o755)
     # With what was compiled, which is valid by its source's time. Links: git and Python replace files, they write into none.
     skipped = shutil.ignore_patterns(".venv", ".hypothesis")
     shutil.copytree(clean, tree, symlinks=True, dirs_exist_ok=True, ignore=skipped, copy_function=os.link)
@@ -236,6 +239,7 @@ def main(argv: list[str]) -> int:
             verdicts[file.stem] = Verdict("broken", str(error))
     if mutants:
         with tempfile.TemporaryDirectory(prefix="m", ignore_cleanup_errors=True) as directory:
+            os.chmod(directory, 0o755)  # tests as an ordinary user pass here
             clean = Path(directory) / "clean"
             copy_tree(options.root, clean)
             interpreter(clean)
