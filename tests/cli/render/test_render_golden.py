@@ -20,7 +20,6 @@ from render_snapshots import (
     all_silent,
     by_hand,
     cut_host,
-    cut_host,
     degraded,
     doctors,
     ends_at_logout,
