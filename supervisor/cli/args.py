@@ -65,6 +65,14 @@ def parser() -> argparse.ArgumentParser:
     which.add_argument("--run", dest="which_run", metavar="RUN", help="of this run")
     _json(verb)
 
+    verb = _add(verbs, "events", "what happened, oldest first: starts, exits and why, fences, stops, orders, lost hosts")
+    verb.add_argument("names", nargs="*", metavar="NAME", help="of these processes, services, hosts or runs (default: all)")
+    _deployment(verb)
+    verb.add_argument("-f", "--follow", action="store_true", help="go on until Ctrl-C (which touches nothing)")
+    verb.add_argument("-n", "--lines", type=int, metavar="N", help="the last N (default: 50; with --since: all)")
+    verb.add_argument("--since", metavar="WHEN", help="from then on: 90s, 10m, 2h, 3d ago, or an ISO time")
+    _json(verb)
+
     verb = _add(verbs, "hosts", "every host of the inventory: reachable or why not, what it is, who has its GPUs")
     verb.add_argument("hosts", nargs="*", metavar="HOST", help="these only")
     _known_inventory(verb)

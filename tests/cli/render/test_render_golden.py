@@ -42,10 +42,20 @@ from render_snapshots import (
 from supervisor.cli.render import CTRL_C, Look, PlanRow, Progress, show_plan, show_status, show_why
 from supervisor.cli.render.blast import blast_radius
 from supervisor.cli.render.doctor import question, show_doctor, show_reaped
+from supervisor.cli.render.events import show_events
 from supervisor.cli.render.hosts import Report, show_hosts, told, unseen
 from supervisor.cli.render.plan import StopTimes
 from supervisor.core.snapshot import Status
+from supervisor.effects.store import Row
 
+EVENTS = [
+    Row(int(NOW * 1000) - 86_400_000, "controller", "noray 0.1.0 began as ann@gpu01, to serve"),
+    Row(int(NOW * 1000) - 9000, "born", "pid 4711", "gpu02", "qwen-0", "1m8bm5x7k01", 1),
+    Row(int(NOW * 1000) - 8000, "not fenced", "etcd does not answer:\n\x1b[31mno route", "gpu02", "qwen-0", "1m8bm5x7k01", 2),
+    Row(int(NOW * 1000) - 7000, "exit", "SIGKILL", "gpu02", "qwen-0", "1m8bm5x7k01", 3),
+    Row(int(NOW * 1000) - 6000, "host", "unreachable: it has been silent for 5 s", "gpu02"),
+    Row(int(NOW * 1000) - 5000, "ordered", "stop qwen-0 qwen-1, by ann"),
+]
 GOLDEN = Path(__file__).parent / "golden"
 TERMINAL = Look(width=100)
 PIPE = Look()
@@ -261,6 +271,8 @@ CASES |= {
     "doctor-narrow": lambda: show_doctor(doctors(), Look(60), NOW),
     "doctor-piped": lambda: show_doctor(doctors()[1:], PIPE, NOW),
     "doctor-reap": lambda: question(doctors()) + "\n" + show_reaped(reaped(), doctors()) + show_reaped([], []),
+    "events": lambda: show_events(EVENTS, Look(80), NOW, 26),
+    "events-piped": lambda: show_events(EVENTS, PIPE, NOW, 26),
     "hosts": lambda: show_hosts(surveys(), Look(130)),
     "hosts-narrow": lambda: show_hosts(surveys(), Look(72)),
     "hosts-piped": lambda: show_hosts(surveys(), PIPE),
