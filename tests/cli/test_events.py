@@ -63,9 +63,10 @@ def test_following_tells_what_comes_once_and_ctrl_c_is_its_end(state: StateDir) 
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}) as following:
         assert following.stdout is not None
         assert json.loads(following.stdout.readline())["what"] == "exit"
-        with state.writing() as store:
-            store.write({}, [LOST, Row(NOW_MS, "born", "pid 9", "gpu01", "qwen-0", "r3", 1), EXIT])
-        assert json.loads(following.stdout.readline())["run"] == "r3"
+        for run in ("r3", "r4"):
+            with state.writing() as store:
+                store.write({}, [LOST, Row(NOW_MS, "born", "pid 9", "gpu01", "qwen-0", run, 1), EXIT])
+            assert json.loads(following.stdout.readline())["run"] == run
         following.send_signal(signal.SIGINT)
         assert following.stdout.read() == ""
     assert following.returncode == 0
