@@ -125,6 +125,12 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--yes", "-y", action="store_true", help="do not ask")
     _json(verb)
 
+    verb = _add(verbs, "scale", "more replicas of a service, or fewer; the others are drained and stopped")
+    verb.add_argument("replicas", nargs="+", metavar="SERVICE=N", help="models, or the frontend")
+    _deployment(verb)
+    verb.add_argument("--yes", "-y", action="store_true", help="do not ask")
+    _json(verb)
+
     verb = _add(verbs, "schema", "the JSON schema of deployment.yaml and hosts.yaml, for editors")
 
     verb = _add(verbs, "serve", "be the controller, in the foreground (what `up` starts in the background)")

@@ -31,6 +31,7 @@ NOT_ASKED = HostFacts(base="${host_dir}")
 def run(args: argparse.Namespace) -> int:
     files = read_files(args.file, args.inventory)
     state = of(files.plan().deployment)
+    files = state.scaled(files)
     plan, facts = files.plan(state.load_seats()), dict[str, HostFacts]()
     if args.verbose or plan.unplaced:
         plan, facts = anyio.run(_ask_hosts, files, state, args.verbose)

@@ -34,6 +34,7 @@ def run(args: argparse.Namespace) -> int:
     told = notifier()
     files = read_files(args.file, args.inventory)
     state = of(files.plan().deployment)
+    files = state.scaled(files)
     configure()
     controller = Controller(files, state, Use.SERVE, take_over=args.take_over)
     try:

@@ -30,7 +30,7 @@ async def _run(args: argparse.Namespace) -> int:
     if ask and not confirm(blast_radius(await see(state), names, "restarts"), yes=False):
         return 1
     progress = None if args.json else Progress(terminal=sys.stdout.isatty())
-    left = await _order(state, "restart" if args.anew else "start", names, progress)
+    left = await order(state, "restart" if args.anew else "start", names, progress)
     if args.json:
         write_json({"ready": not left, "left": left})
     for line in left:
@@ -40,8 +40,8 @@ async def _run(args: argparse.Namespace) -> int:
     return 1 if left else 0
 
 
-async def _order(state: StateDir, verb: str, names: list[str], progress: Progress | None) -> list[str]:
-    """What is not as ordered at the end."""
+async def order(state: StateDir, verb: str, names: list[str], progress: Progress | None) -> list[str]:
+    """`verb`: start or restart. What is not as ordered at the end; raises NorayError if no controller is there."""
     try:
         async with connect(state.socket) as client:
             async for item in client.request(verb, names=names, by=user()):

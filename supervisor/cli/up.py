@@ -22,7 +22,7 @@ from supervisor.cli.render.why import show_why
 from supervisor.control.client import Client, ControllerLost, NoController, connect
 from supervisor.core.snapshot import ProcessStatus, Status
 from supervisor.core.verdict import word
-from supervisor.core.words import listing
+from supervisor.core.words import listing, plural
 from supervisor.effects.statedir import Files, StateDir, of
 from supervisor.errors import NorayError
 from supervisor.plan.build import WAITS
@@ -38,6 +38,9 @@ def run(args: argparse.Namespace) -> int:
 
 async def _run(args: argparse.Namespace, files: Files) -> int:
     state = of(files.plan().deployment)
+    files = state.scaled(files)
+    for service, count in files.scaled.items():
+        write(f"{service}: {plural(count, 'replica')}, as scaled, until the file changes or another `noray scale`\n")
     joined = await _is_running(state)
     if not joined:
         joined = await _start(state, files, args.take_over)

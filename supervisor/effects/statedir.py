@@ -14,7 +14,7 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,7 @@ class Files:
     deployment_path: Path
     inventory: str | None = None
     inventory_path: Path | None = None
+    scaled: Mapping[str, int] = field(default_factory=dict)  # replicas of services, as `noray scale` was told
 
     def read_inventory(self) -> Inventory:
         """All hosts, used or not. Raises FileError."""
@@ -57,7 +58,8 @@ class Files:
         from supervisor.spec import parse_deployment
 
         inventory = self.read_inventory()
-        return build(parse_deployment(self.deployment, inventory, self.deployment_path), inventory, seats, refused)
+        deployment = parse_deployment(self.deployment, inventory, self.deployment_path, self.scaled)
+        return build(deployment, inventory, seats, refused)
 
     def args(self) -> dict[str, object]:
         """As a request to a controller."""
@@ -66,16 +68,19 @@ class Files:
             "deployment_path": str(self.deployment_path),
             "inventory": self.inventory,
             "inventory_path": str(self.inventory_path) if self.inventory_path else None,
+            "scaled": dict(self.scaled),
         }
 
     @staticmethod
     def of_args(args: Mapping[str, object]) -> Files:
         inventory, inventory_path = args.get("inventory"), args.get("inventory_path")
+        scaled = args.get("scaled")
         return Files(
             str(args["deployment"]),
             Path(str(args["deployment_path"])),
             str(inventory) if inventory is not None else None,
             Path(str(inventory_path)) if inventory_path is not None else None,
+            {str(service): int(count) for service, count in scaled.items()} if isinstance(scaled, Mapping) else {},
         )
 
 
@@ -138,6 +143,13 @@ class StateDir:
             raise NorayError(f"{self.path}: nothing was started from here yet", "start it: noray up FILE")
         with self._ours("deployment"):
             return Files.of_args(found)
+
+    def scaled(self, files: Files) -> Files:
+        """With the numbers that `noray scale` was told, as long as the file is the one that they were told over."""
+        if not self.exists:
+            return files
+        last = self.load()
+        return replace(files, scaled=last.scaled) if last.deployment == files.deployment else files
 
     def plan(self) -> Plan:
         """What was last started, where it was placed."""

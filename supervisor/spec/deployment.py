@@ -20,6 +20,7 @@ from supervisor.spec.inventory import Inventory
 from supervisor.spec.names import clashes
 from supervisor.spec.problem import Problem, SpecError, listed
 from supervisor.spec.report import from_pydantic
+from supervisor.spec.scaled import scaled
 from supervisor.spec.words import (
     BLANK,
     Args,
@@ -259,9 +260,13 @@ def load_deployment(path: Path, inventory: Inventory) -> Deployment:
     return parse_deployment(read(path), inventory, path)
 
 
-def parse_deployment(text: str, inventory: Inventory, path: Path = Path("deployment.yaml")) -> Deployment:
-    """`load_deployment` for text that is no file yet; `path` names it in messages."""
-    document = parse(text, path)
+def parse_deployment(
+    text: str, inventory: Inventory, path: Path = Path("deployment.yaml"), replicas: Mapping[str, int] | None = None
+) -> Deployment:
+    """`load_deployment` for text that is no file yet; `path` names it in messages. `replicas`: of services, instead of what it
+    says.
+    """
+    document = scaled(parse(text, path), replicas or {})
     problems = [*document.problems, *clashes(document, tuple(inventory.hosts))]
     labels = {name: host.labels for name, host in inventory.hosts.items()}
     known = Context(path.absolute().parent, tuple(inventory.hosts), labels)

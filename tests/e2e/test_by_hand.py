@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.e2e.lab import Lab, alive, pids, states, until
-from tests.e2e.load import Request
+from tests.e2e.load import Load, Request
 from tests.e2e.terminal import CTRL_C
 
 
@@ -48,6 +48,26 @@ def test_stopped_by_hand_stays_stopped(pair: Lab) -> None:
     pair.noray("start", "mock-1")
     assert len(pair.instances()) == 2
     assert "held" not in pair.process("mock-1")
+
+
+def test_scaled_up_and_down_without_a_failed_request_and_by_the_next_controller_too(pair: Lab) -> None:
+    before = pids(pair.status())
+    with Load(lambda: pair.stream(30), 4) as clients:
+        clients.more(4)
+        assert json.loads(pair.noray("scale", "mock=3", "--json").stdout) == {"ready": True, "left": []}
+        assert len(pair.instances()) == 3
+        pair.kill_controller()
+        assert "mock: 3 replicas, as scaled" in pair.noray("up", *pair.files, "--detach", "--yes").stdout
+        scaled = pids(pair.ready())
+        assert scaled.keys() - before.keys() == {"mock-2"}
+        assert "mock-2: drained and stopped." in pair.noray("scale", "mock=2", code=1).stderr
+        pair.noray("scale", "mock=2", "--yes")
+        assert not alive(scaled["mock-2"] or 0)
+        clients.more(4)
+    assert clients.failures == []
+    assert pids(pair.status()) == before
+    assert len(pair.instances()) == 2
+    assert "there are: frontend, mock" in pair.noray("scale", "etcd=3", code=2).stderr
 
 
 def test_without_a_controller_only_these_are_stopped_and_nothing_is_started(pair: Lab) -> None:
