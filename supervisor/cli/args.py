@@ -119,9 +119,10 @@ def parser() -> argparse.ArgumentParser:
     _names(verb)
     _json(verb)
 
-    verb = _add(verbs, "restart", "drain and stop these, then start them again", file="start")
+    verb = _add(verbs, "restart", "drain, stop and start these again, one after the other", file="start")
     verb.set_defaults(anew=True)
     _names(verb)
+    verb.add_argument("--at-once", action="store_true", help="all at the same time: sooner over, and nothing serves meanwhile")
     verb.add_argument("--yes", "-y", action="store_true", help="do not ask")
     _json(verb)
 

@@ -1,4 +1,8 @@
-"""`noray start NAME…` and `noray restart NAME…`: done when all of them serve. Ctrl-C only ends the looking on."""
+"""`noray start NAME…` and `noray restart NAME…`: done when all of them serve. Ctrl-C only ends the looking on.
+
+A restart takes one after the other, each when the one before serves again: a service of several goes on all the while, and a
+change that makes it fail costs one replica.
+"""
 
 from __future__ import annotations
 
@@ -27,10 +31,14 @@ async def _run(args: argparse.Namespace) -> int:
     state = choose(args.deployment)
     names = sorted(meant(args.names, state.plan().wanted))
     ask = args.anew and not args.yes and sys.stdin.isatty()
-    if ask and not confirm(blast_radius(await see(state), names, "restarts"), yes=False):
+    in_turn = args.anew and not args.at_once
+    if ask and not confirm(blast_radius(await see(state), names, "restarts", in_turn=in_turn), yes=False):
         return 1
     progress = None if args.json else Progress(terminal=sys.stdout.isatty())
-    left = await order(state, "restart" if args.anew else "start", names, progress)
+    turns, left = [[name] for name in names] if in_turn else [names], list[str]()
+    while turns and not left:
+        left = await order(state, "restart" if args.anew else "start", turns.pop(0), progress)
+    left += [f"{name}: not restarted, as what was before it does not serve" for turn in turns for name in turn]
     if args.json:
         write_json({"ready": not left, "left": left})
     for line in left:

@@ -94,6 +94,17 @@ def test_a_restart_is_a_new_run_of_these_and_of_nothing_else(pair: Lab) -> None:
     pair.chat()
 
 
+def test_a_restart_of_all_takes_one_after_the_other_and_fails_no_request(pair: Lab) -> None:
+    before = pids(pair.status())
+    with Load(lambda: pair.stream(30), 4) as clients:
+        clients.more(4)
+        pair.noray("restart", "mock", "--yes")
+        clients.more(4)
+    after = pids(pair.ready())
+    assert clients.failures == []
+    assert {name for name in after if after[name] != before[name]} == {"mock-0", "mock-1"}
+
+
 def test_on_a_terminal_it_asks_first_and_a_no_touches_nothing(pair: Lab) -> None:
     before = pids(pair.status())
     with pair.terminal("stop", "mock") as terminal:

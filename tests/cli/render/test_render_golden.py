@@ -182,7 +182,8 @@ def surveys() -> list[Report]:
 def blast() -> str:
     asked = ((all_ready(), ["qwen-1", "qwen-3"]), (all_ready(), ["qwen"]), (all_ready(), ["frontend", "qwen-0"]),
              (all_ready(), ["etcd"]), (stopped(), ["qwen-0"]), (degraded(), ["qwen-2", "qwen-3"]))  # fmt: skip
-    return "".join(blast_radius(seen, names, "stops") + "\n" for seen, names in asked)
+    in_turn = blast_radius(all_ready(), ["qwen"], "restarts", in_turn=True)
+    return "".join(blast_radius(seen, names, "stops") + "\n" for seen, names in asked) + in_turn + "\n"
 
 
 def vllm(name: str, host: str, length: str = "8192", token: str = "hf_supersecret") -> PlanRow:
