@@ -114,6 +114,12 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--yes", "-y", action="store_true", help="do not ask")
     _json(verb)
 
+    verb = _add(verbs, "drain", "drain and stop all that is on these hosts, until `noray start HOST`", file="stop")
+    verb.add_argument("names", nargs="+", metavar="HOST", help="hosts of the deployment")
+    _deployment(verb)
+    verb.add_argument("--yes", "-y", action="store_true", help="do not ask")
+    _json(verb)
+
     verb = _add(verbs, "start", "start what was stopped by hand or has failed, with a new restart budget")
     verb.set_defaults(anew=False)
     _names(verb)
@@ -180,7 +186,7 @@ def _deployment(verb: argparse.ArgumentParser) -> None:
 
 
 def _names(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("names", nargs="+", metavar="NAME", help="processes or services")
+    verb.add_argument("names", nargs="+", metavar="NAME", help="processes, services or hosts")
     _deployment(verb)
 
 

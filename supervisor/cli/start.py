@@ -16,7 +16,7 @@ from supervisor.cli.common import as_status, confirm, see, size, user, write, wr
 from supervisor.cli.render.blast import blast_radius
 from supervisor.cli.render.progress import Progress
 from supervisor.control.client import NoController, connect
-from supervisor.core.hand import meant
+from supervisor.core.hand import covers, meant
 from supervisor.core.snapshot import Status
 from supervisor.core.words import listing
 from supervisor.effects.statedir import StateDir, choose
@@ -29,13 +29,15 @@ def run(args: argparse.Namespace) -> int:
 
 async def _run(args: argparse.Namespace) -> int:
     state = choose(args.deployment)
-    names = sorted(meant(args.names, state.plan().wanted))
+    wanted = state.plan().wanted
+    names = sorted(meant(args.names, wanted))
     ask = args.anew and not args.yes and sys.stdin.isatty()
     in_turn = args.anew and not args.at_once
     if ask and not confirm(blast_radius(await see(state), names, "restarts", in_turn=in_turn), yes=False):
         return 1
     progress = None if args.json else Progress(terminal=sys.stdout.isatty())
-    turns, left = [[name] for name in names] if in_turn else [names], list[str]()
+    each = [name for name, want in wanted.items() if covers(names, want)]
+    turns, left = [[name] for name in each] if in_turn else [names], list[str]()
     while turns and not left:
         left = await order(state, "restart" if args.anew else "start", turns.pop(0), progress)
     left += [f"{name}: not restarted, as what was before it does not serve" for turn in turns for name in turn]

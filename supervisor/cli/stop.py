@@ -1,4 +1,4 @@
-"""`noray stop NAME…`: these go down and stay down, over restarts of the controller and changed files, until `noray start`.
+"""`noray stop NAME…`, and `noray drain HOST…` for all that is on a host: these go down and stay down, over restarts of the controller and changed files, until `noray start`.
 
 Exit 0 when every tree of them is proven gone; else 1, and what is left.
 """
@@ -30,4 +30,4 @@ async def _run(args: argparse.Namespace) -> int:
         return 1
     end = Ending(state, None if args.json else Progress(terminal=sys.stdout.isatty()), names=names)
     verb = "is" if len(names) == 1 else "are"
-    return await carry_out(end, args.json, f"{listing(names, 12)} {verb} stopped, until: noray start {' '.join(names)}")
+    return await carry_out(end, args.json, f"{listing(names, 12)} {verb} stopped, until: noray start {' '.join(args.names)}")

@@ -29,14 +29,17 @@ Holds = Mapping[str, Held]  # by the name that was said: a process, or a service
 
 
 def meant(names: Collection[str], wanted: Mapping[str, Wanted]) -> frozenset[str]:
-    """The same names, once each is known. Raises UsageError."""
+    """The same processes and services, once each is known; of a host its processes. Raises UsageError."""
     known = {*wanted, *(want.service for want in wanted.values())}
+    there: dict[str, set[str]] = {}
+    for want in wanted.values():
+        there.setdefault(want.host, set()).add(want.name)
     for name in names:
-        if name not in known:
-            close = difflib.get_close_matches(name, sorted(known), 1)
+        if name not in known and (name not in there or not name):
+            close = difflib.get_close_matches(name, sorted(known | there.keys()), 1)
             hint = f"did you mean {close[0]}?" if close else "see what there is: noray status -a"
-            raise UsageError(f"no process or service is called {plain(name)!r}", hint)
-    return frozenset(names)
+            raise UsageError(f"no process, service or host is called {plain(name)!r}", hint)
+    return frozenset().union(*({name} if name in known else there[name] for name in names))
 
 
 def covers(names: Collection[str], want: Wanted) -> bool:

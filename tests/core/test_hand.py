@@ -194,6 +194,15 @@ def test_a_name_that_nobody_has_is_refused_with_a_guess() -> None:
     assert refused.value.hint == "did you mean qwen-1?"
 
 
+def test_a_host_is_all_that_is_on_it_and_nothing_that_has_no_place() -> None:
+    there = by_name(ETCD, ZERO, wanted("qwen-1", host="gpu02"), wanted("qwen-2", host="gpu02"), wanted("qwen-3", host=""))
+    assert meant(["gpu02"], there) == {"qwen-1", "qwen-2"}
+    assert meant(["gpu02", "etcd"], there) == {"qwen-1", "qwen-2", "etcd"}
+    for nobody in ("gpu03", ""):
+        with pytest.raises(UsageError):
+            meant([nobody], there)
+
+
 def test_what_a_stop_could_not_end_is_said_and_the_rest_is_not() -> None:
     world = up(FRONT, ZERO, ONE, wanted("qwen-2", host="gpu02"))
     world.asked("qwen", up=False)
