@@ -1,6 +1,6 @@
 """`noray stop NAME…`: these go down and stay down, over restarts of the controller and changed files, until `noray start`.
 
-`noray drain HOST…` is the same of all that is on a host. Exit 0 when every tree of them is proven gone; else 1, and what is left.
+`noray drain HOST…` is the same of all that is on a host. Exit 0 when every tree of them is proven gone; else 1, with the rest.
 """
 
 from __future__ import annotations
