@@ -146,7 +146,7 @@ class StateDir:
 
     def scaled(self, files: Files) -> Files:
         """With the numbers that `noray scale` was told, as long as the file is the one that they were told over."""
-        if not self.exists:
+        if not self.exists or self._intent("deployment") is None:
             return files
         last = self.load()
         return replace(files, scaled=last.scaled) if last.deployment == files.deployment else files

@@ -47,6 +47,8 @@ def test_a_number_that_does_not_fit_is_refused_like_one_of_the_file(replicas: di
 def test_they_are_kept_until_the_file_changes(tmp_path: Path) -> None:
     state = StateDir(tmp_path / "lab")
     assert state.scaled(FILES) == FILES
+    state.save_seats({})  # something is kept, but nothing was started
+    assert state.scaled(FILES) == FILES
     state.save(scaled(qwen=3))
     assert state.load() == state.scaled(FILES) == scaled(qwen=3)
     other = Files(TEXT + "# edited", Path("deployment.yaml"))
