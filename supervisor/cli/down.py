@@ -22,7 +22,7 @@ from supervisor.effects.statedir import StateDir, choose
 if TYPE_CHECKING:
     from supervisor.app import Controller
 
-END_S = 5.0  # how long a controller with nothing left to do may take to end
+END_S = 15.0  # how long a controller with nothing left to do may take to end; over 5 s where three test suites share two cores
 LIVE = ("starting", "ready", "draining", "stopping", "stuck", "unknown")
 
 

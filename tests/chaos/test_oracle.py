@@ -196,3 +196,9 @@ def test_a_lost_log_is_seen() -> None:
     assert lost_logs(all_, kept(1, 4, 6), 0.0, said=1) == []
     assert len(lost_logs(all_, kept(1, 6), 0.0, said=1)) == 2
     assert lost_logs(all_, kept(1, 6), 0.0, unborn=2) == []  # runs that never lived took two places
+
+
+def test_keepers_of_others_are_nobody() -> None:
+    title = b"noray-keeper w-0@r1 (ours)\0"
+    assert watch.identity("f", title, b"", "ours") == ("keeper", "w-0", "", "r1")
+    assert watch.identity("f", title, b"", "others") == ("", "", "", "")

@@ -51,8 +51,11 @@ def stat(pid: int) -> tuple[int, str, int] | None:
     return None if fields[0] in b"ZX" else (int(fields[19]), fields[0].decode(), int(fields[3]))
 
 
-def scan(folder: str) -> Iterator[Being]:
-    """Everybody whose life was begun in `folder`, as its environment says, and every keeper, pump and heir there is."""
+def scan(folder: str, deployment: str = "") -> Iterator[Being]:
+    """Everybody whose life was begun in `folder`, as its environment says; every keeper, pump and heir of `deployment`.
+
+    Others run beside us, with processes of the same names: they are not ours to judge, nor to kill.
+    """
     for entry in os.listdir("/proc"):
         if not entry.isdigit():
             continue
@@ -67,18 +70,18 @@ def scan(folder: str) -> Iterator[Being]:
             who = KNOWN.get((pid, start, title))
             if who is None:
                 with open(f"/proc/{pid}/environ", "rb") as file:
-                    who = KNOWN[pid, start, title] = identity(folder, title, file.read())
+                    who = KNOWN[pid, start, title] = identity(folder, title, file.read(), deployment)
         except OSError:
             continue
         if who[0]:
             yield Being(pid, start, state, session, *who)
 
 
-def identity(folder: str, title: bytes, environ: bytes) -> tuple[str, str, str, str]:
+def identity(folder: str, title: bytes, environ: bytes, deployment: str) -> tuple[str, str, str, str]:
     """Role, name, life and run; all empty for a stranger. An environment changes with the title only: both are an exec's."""
     helper = HELPER.match(title.decode(errors="replace"))
     if helper:
-        return helper[1], helper[2], "", helper[3]
+        return (helper[1], helper[2], "", helper[3]) if helper[4] == deployment else ("", "", "", "")
     env = dict(word.partition(b"=")[::2] for word in environ.split(b"\0"))
     if env.get(b"CHAOS_FOLDER", b"").decode() != folder:
         return "", "", "", ""

@@ -383,7 +383,7 @@ class World:
                 chosen = sessions if who == "session" else links
                 yield from ((pid, found[0]) for pid in chosen if (found := watch.stat(pid)))
         else:
-            beings = [being for being in watch.scan(str(self.folder)) if being.name == step.who]
+            beings = [being for being in watch.scan(str(self.folder), self.name) if being.name == step.who]
             wanted = set(who.split("+"))
             for being in beings:
                 role = being.role if being.role != "life" else "leader" if being.leads else "child"
@@ -433,7 +433,7 @@ class World:
             for port in process["ports"].values():
                 if process["host"] in HOSTS and dialled(self.bed[process["host"]].address, port):
                     open_.add((process["host"], port))
-        beings = tuple(watch.scan(str(self.folder)))
+        beings = tuple(watch.scan(str(self.folder), self.name))
         return Facts(self.wanted, beings, hosts, inside, status, len(self.controllers()), frozenset(open_))
 
     def ledger(self) -> Ledger:
