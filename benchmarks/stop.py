@@ -152,7 +152,7 @@ def noray(place: Path, size: Size, mark: str) -> Iterator[Stop]:
         raise Absent(why)
     stop = {"drain": 0, "term": size.grace_s}
     with Bed(place, [f"h{n:02d}" for n in range(size.hosts)]) as bed:
-        site = Site(place, [HOST_PYTHON, "-I", "-S", str(DEAF), mark], size.trees, bed.inventory, stop)
+        site = Site(place, [HOST_PYTHON, "-I", "-S", str(DEAF), mark], size.trees, bed.inventory, stop=stop)
 
         def down() -> None:
             done = site.down()
