@@ -120,7 +120,7 @@ class Nursery:
         # `-rfE` lists failures and errors apart. What a test that failed leaves open is no news, and would cost that list.
         quiet = ("-p", "no:cacheprovider", "-p", "no:unraisableexception")
         argv = ["-q", "--tb=short", "-rfE", *quiet, f"--basetemp={temporary}/p", *words]
-        # Half the patience: most mutants make a test wait in vain. That it is enough is seen without any sabotage, but for --green.
+        # Half the patience: most mutants make a test wait in vain. That it is enough is seen first (not with --green).
         env = environment() | {"TMPDIR": str(temporary), "NO_COLOR": "1", "NORAY_TEST_PATIENCE": "0.5"}
         job = {"tree": str(tree), "argv": argv, "env": env, "limit_s": limit_s, "output": str(output)}
         assert self._process.stdin is not None
