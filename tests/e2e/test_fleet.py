@@ -15,6 +15,7 @@ import pytest
 
 from supervisor.core.snapshot import ProcessStatus
 from tests.e2e.lab import MODEL, Lab, environ, question
+from tests.e2e.load import Load
 from tests.hosts.bed import Bed, missing
 from tests.hosts.host import Host
 
@@ -135,3 +136,18 @@ def test_hosts_says_the_same_and_all_that_a_host_is(lab: Lab) -> None:
     assert "no GPU" in lab.noray("hosts", "d").stdout
     missing = lab.noray("hosts", "e", code=2)
     assert "no host e in the inventory" in missing.stderr
+
+
+def test_a_host_is_drained_without_a_failed_request_and_taken_back(lab: Lab) -> None:
+    before = {p["name"]: p["run"] for p in workers(lab)}
+    there = {p["name"]: p["pid"] for p in workers(lab) if p["host"] == "b"}
+    assert lab.bed is not None
+    with Load(lambda: lab.stream(40), 4) as clients:
+        clients.more(8)
+        assert "until: noray start b" in lab.noray("drain", "b", "--yes").stdout
+        assert not set(there.values()) & lab.bed["b"].pids().keys()
+        clients.more(8)
+        lab.noray("start", "b")
+        clients.more(8)
+    assert clients.failures == []
+    assert {p["name"] for p in workers(lab) if p["run"] != before[p["name"]]} == there.keys()
