@@ -44,8 +44,8 @@ def run(place: Path, quick: bool) -> Table:
     notes = [
         f"{CLIENTS} closed-loop clients, each stream {TOKENS} tokens, looked at for {WATCHED_S:g} s from the cut of one of two "
         f"hosts with a mocker each; a client gives up after {SILENT_S:g} s of silence. Load before: {before}.",
-        "What is in flight on the host when its power goes is lost in all of them: nobody tells the frontend (Dynamo 1.4.2). Its "
-        "client asks nothing until it gives up, which is why some rows did so few.",
+        "What is in flight on the host when its power goes is lost in all of them: nobody tells the frontend (Dynamo 1.4.2). "
+        "Its client asks nothing until it gives up, which is why some rows did so few.",
     ]
     return Table("Power cut of one of two worker hosts", header, rows, notes)
 
