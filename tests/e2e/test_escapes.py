@@ -31,7 +31,7 @@ from tests.fakes.survivors import survivors
 
 FAKES = ROOT / "tests" / "fakes"
 GRACE_S = 1.0
-SLACK_S = 2.0  # for a bomb on two slow and busy cores: 1.7 s there
+SLACK_S = 1.0  # for a bomb on two busy cores; where others run on them as well, as much longer as anything takes
 QUIET_S = 5.0
 ESCAPES = {
     "plain": ["--child"],
@@ -149,6 +149,7 @@ class Story:
     failed: Exception | None = None
     asked: float = 0.0
     plain: float = 0.0  # the one that obeys at once was seen until then: how busy this machine is
+    starved: float = 1.0  # seconds that a second of CPU took just then
     gone: float = 0.0  # the watcher sees nobody from then on
     returned: float = 0.0  # of `noray stop`
     code: int | None = None
@@ -213,10 +214,11 @@ def live(labs: ExitStack, place: Path, transport: str, who: str, story: Story) -
     watcher.has_seen(set(ESCAPES))
     stop = lab.start("stop", "frontend", *ESCAPES)
     lab.wait(lambda s: any(p["state"] in ("draining", "stopping") and p["desired"] == "stopped" for p in s["processes"]))
-    story.asked = time.monotonic()
+    before, story.asked = starved(), time.monotonic()
     story.said, _ = stop.communicate(timeout=60)
     story.returned, story.code = time.monotonic(), stop.returncode
     story.gone = watcher.sees(somebody=False)
+    story.starved = max(before, starved())
     count = len(watcher.seen)
     seen = last_seen(watcher)
     story.plain = seen["plain"]
@@ -237,6 +239,13 @@ def live(labs: ExitStack, place: Path, transport: str, who: str, story: Story) -
     return look
 
 
+def starved() -> float:
+    cpu_s, began = time.process_time(), time.monotonic()
+    while time.process_time() - cpu_s < 0.1:
+        pass
+    return max(1.0, (time.monotonic() - began) / 0.1)
+
+
 def last_seen(watcher: Watcher) -> dict[str, float]:
     """Until when anything of each escape was there."""
     ends = [t for t, _ in watcher.seen[1:]]
@@ -254,7 +263,7 @@ def test_after_a_stop_nothing_of_it_exists_and_nothing_comes_back(
         raise story.failed
     assert story.code == 0, story.said
     assert story.gone < story.returned, "said before it was true"
-    assert story.gone - max(story.asked, story.plain) < GRACE_S + 1.0 + SLACK_S
+    assert story.gone - max(story.asked, story.plain) < GRACE_S + 1.0 + SLACK_S * story.starved
     assert story.came_back == []
     assert story.left == []
     assert story.states == {"stopped"}
