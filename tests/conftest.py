@@ -7,6 +7,7 @@ a test or of a whole module, makes the run fail and is listed at its end.
 from __future__ import annotations
 
 import fnmatch
+import os
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,10 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--strict-skips"):
         config.pluginmanager.register(StrictSkips(_allowed(ALLOWED_SKIPS)), "strict-skips")
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        from tests import turns
+
+        config.pluginmanager.register(turns, "turns")
 
 
 def _allowed(file: Path) -> list[str]:

@@ -207,6 +207,8 @@ def _cause(process: Process) -> Cause:
 
 def probed(process: Process, body: Body, now_s: float) -> Step:
     assert isinstance(body, Probed)
+    if process.state is State.READY and not process.up and not body.ready:
+        return process, ()  # it waits for its turn to end; that who asked for it ends before it is no fault of its own
     well = body.well or body.ready
     moved = well or body.progress != process.progress or body.stage != process.stage
     actions: tuple[Action, ...] = ()

@@ -132,12 +132,16 @@ class Performer:
         return frozenset(planned[name].served_as for name in ready if name in planned) - {""}
 
     def _frontends(self) -> Iterator[Address]:
-        """Those that have a live run, each through its own host's link."""
+        """Those that serve, each through its own host's link; else those that may be about to.
+
+        One of several that is restarted shows nobody for a while, and that is nobody's fault but its own.
+        """
         if self.plan is not self._doors_of:
             self._doors_of = self.plan
             everybody = self.plan.processes.items() if self.plan else ()
             self._doors = [(name, each) for name, each in everybody if each.wanted.kind == "frontend"]
-        for name, planned in self._doors:
-            port = self._live_ports(name).get("http")
-            if port:
-                yield self._links[planned.wanted.host], reachable(str(planned.options["bind"])), port
+        processes = self._fleet().processes
+        there = [(name, planned) for name, planned in self._doors if self._live_ports(name).get("http")]
+        serving = [(name, planned) for name, planned in there if processes[name].state is State.READY]
+        for name, planned in serving or there:
+            yield self._links[planned.wanted.host], reachable(str(planned.options["bind"])), self._live_ports(name)["http"]

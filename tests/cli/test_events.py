@@ -60,13 +60,18 @@ def test_since(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_following_tells_what_comes_once_and_ctrl_c_is_its_end(state: StateDir) -> None:
     argv = [sys.executable, "-m", "supervisor", "events", "-f", "--json", "-n", "1", "gpu01"]
+    heeded = signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest itself may be a job in the background
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}) as following:
-        assert following.stdout is not None
-        assert json.loads(following.stdout.readline())["what"] == "exit"
-        for run in ("r3", "r4"):
-            with state.writing() as store:
-                store.write({}, [LOST, Row(NOW_MS, "born", "pid 9", "gpu01", "qwen-0", run, 1), EXIT])
-            assert json.loads(following.stdout.readline())["run"] == run
-        following.send_signal(signal.SIGINT)
-        assert following.stdout.read() == ""
+        signal.signal(signal.SIGINT, heeded)
+        try:
+            assert following.stdout is not None
+            assert json.loads(following.stdout.readline())["what"] == "exit"
+            for run in ("r3", "r4"):
+                with state.writing() as store:
+                    store.write({}, [LOST, Row(NOW_MS, "born", "pid 9", "gpu01", "qwen-0", run, 1), EXIT])
+                assert json.loads(following.stdout.readline())["run"] == run
+            following.send_signal(signal.SIGINT)
+            assert following.communicate(timeout=20)[0] == ""
+        finally:
+            following.kill()
     assert following.returncode == 0

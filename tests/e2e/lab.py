@@ -19,6 +19,7 @@ import time
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -37,6 +38,7 @@ MODEL = "tiny-model"
 FAST = {"speedup_ratio": 10.0}
 PORTS = "30000-31999"  # not the default: other tests beside us have strangers listen there
 SECRET = "s3cret-5f2e-never-shown"
+NOTICE_S = 10.0  # a link ends itself in this time, if its controller fell silent; one whose connection ends, at once
 PATIENCE_S = 60.0 * float(os.environ.get("NORAY_TEST_PATIENCE", "1"))  # nothing takes a quarter of it on an idle machine
 
 
@@ -107,13 +109,11 @@ class Lab:
             if child.poll() is None:
                 child.kill()
             child.communicate()
+        with suppress(AssertionError):  # the links of a controller that ended or was killed need a moment to notice
+            until(lambda: not self.living(), NOTICE_S if failed is None else 0.0)
         left = self.living()
-        for _ in range(100):  # a killed controller's links need a moment to notice
-            for pid in self.living():
-                send(pid, signal.SIGKILL)
-            if not self.living():
-                break
-            time.sleep(0.05)
+        with suppress(AssertionError):
+            until(lambda: not [send(pid, signal.SIGKILL) for pid in self.living()])
         if failed is None:
             assert not left, f"left running: {left}"
             assert not self.claims(), f"left claimed: {self.claims()}"
@@ -129,12 +129,24 @@ class Lab:
     def noray(self, *words: str, code: int | None = 0, timeout_s: float = PATIENCE_S) -> subprocess.CompletedProcess[str]:
         """Run a verb to its end; `code` None: whatever it is."""
         argv = [sys.executable, "-m", "supervisor", *words]
-        done = subprocess.run(argv, cwd=self.place, env=self.env, text=True, capture_output=True, check=False,
-                              stdin=subprocess.DEVNULL, timeout=timeout_s, **self.account)  # fmt: skip
+        try:
+            done = subprocess.run(argv, cwd=self.place, env=self.env, text=True, capture_output=True, check=False,
+                                  stdin=subprocess.DEVNULL, timeout=timeout_s, **self.account)  # fmt: skip
+        except subprocess.TimeoutExpired as late:
+            said = (late.stdout or b"").decode(errors="replace") + (late.stderr or b"").decode(errors="replace")
+            raise AssertionError(
+                f"noray {' '.join(words)} did not end within {timeout_s:g} s:\n{said}{self.last_seen()}"
+            ) from None
         said = f"noray {' '.join(words)} -> {done.returncode}\n{done.stdout}\n{done.stderr}"
         assert code is None or done.returncode == code, said
         assert "Traceback" not in done.stdout + done.stderr, said
         return done
+
+    def last_seen(self) -> str:
+        """What the controller says now, for a test that failed; "" if there is none."""
+        with suppress(Exception):
+            return json.dumps(self.wait(lambda _: True, 2.0), indent=1)
+        return ""
 
     def start(self, *words: str, output: Any = subprocess.PIPE) -> subprocess.Popen[str]:
         """Run a verb beside us; it dies with the lab. What talks much and is not read needs another `output`."""

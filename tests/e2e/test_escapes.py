@@ -28,6 +28,7 @@ from tests.e2e import ordinary
 from tests.e2e.lab import ROOT, Lab, environ, send, states, until
 from tests.fakes.sshd import MISSING, Sshd
 from tests.fakes.survivors import survivors
+from tests.turns import alone
 
 FAKES = ROOT / "tests" / "fakes"
 GRACE_S = 1.0
@@ -212,13 +213,14 @@ def live(labs: ExitStack, place: Path, transport: str, who: str, story: Story) -
     assert serve.poll() is None, log.read_text()
     lab.all_up()
     watcher.has_seen(set(ESCAPES))
-    stop = lab.start("stop", "frontend", *ESCAPES)
-    lab.wait(lambda s: any(p["state"] in ("draining", "stopping") and p["desired"] == "stopped" for p in s["processes"]))
-    before, story.asked = starved(), time.monotonic()
-    story.said, _ = stop.communicate(timeout=60)
-    story.returned, story.code = time.monotonic(), stop.returncode
-    story.gone = watcher.sees(somebody=False)
-    story.starved = max(before, starved())
+    with alone():
+        stop = lab.start("stop", "frontend", *ESCAPES)
+        lab.wait(lambda s: any(p["state"] in ("draining", "stopping") and p["desired"] == "stopped" for p in s["processes"]))
+        before, story.asked = starved(), time.monotonic()
+        story.said, _ = stop.communicate(timeout=60)
+        story.returned, story.code = time.monotonic(), stop.returncode
+        story.gone = watcher.sees(somebody=False)
+        story.starved = max(before, starved())
     count = len(watcher.seen)
     seen = last_seen(watcher)
     story.plain = seen["plain"]

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from supervisor.core.snapshot import ProcessStatus
-from tests.e2e.lab import MODEL, Lab, environ, question
+from tests.e2e.lab import MODEL, PATIENCE_S, Lab, environ, question
 from tests.e2e.load import Load
 from tests.hosts.bed import Bed, missing
 from tests.hosts.host import Host
@@ -142,9 +142,9 @@ def test_a_host_is_drained_without_a_failed_request_and_taken_back(lab: Lab) -> 
     before = {p["name"]: p["run"] for p in workers(lab)}
     there = {p["name"]: p["pid"] for p in workers(lab) if p["host"] == "b"}
     assert lab.bed is not None
-    with Load(lambda: lab.stream(40), 4) as clients:
+    with Load(lambda: lab.stream(40), 2) as clients:
         clients.more(8)
-        assert "until: noray start b" in lab.noray("drain", "b", "--yes").stdout
+        assert "until: noray start b" in lab.noray("drain", "b", "--yes", timeout_s=3 * PATIENCE_S).stdout
         assert not set(there.values()) & lab.bed["b"].pids().keys()
         clients.more(8)
         lab.noray("start", "b")
