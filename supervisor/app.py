@@ -35,6 +35,7 @@ from supervisor.placing import Placing
 from supervisor.plan.build import Plan
 from supervisor.plan.diff import diff
 from supervisor.plan.launch import HostFacts
+from supervisor.plan.login import target
 from supervisor.recording import Recorder
 from supervisor.replacing import keep_replacing
 from supervisor.runtime.dial import connect
@@ -222,6 +223,7 @@ class Controller:
             if name not in self._links:
                 self._links[name] = self._link(host)
                 self._tasks.start_soon(self._keep, self._links[name])
+            self._links[name].use(target(plan.etcd_urls, self._secrets[name], name) if plan.external else None)
 
     def _link(self, host: Host) -> HostLink:
         onlooker = self.use is Use.OBSERVE

@@ -214,7 +214,7 @@ def all_held(seen: Status) -> bool:
 
 def hopeless(seen: Status) -> bool:
     """Something will not come up by waiting."""
-    refused = any(h["state"] == "refused" for h in seen["hosts"])
+    refused = any(h["state"] == "refused" or "etcd" in h for h in seen["hosts"])
     return refused or any(p["state"] in ("failed", "stuck") for p in seen["processes"])
 
 

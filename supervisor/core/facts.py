@@ -91,6 +91,7 @@ class HostFound:
     logout: Logout = field(default_factory=Logout)
     held_by: Mapping[str, str] = field(default_factory=dict)  # the controller that runs the deployment, told to onlookers
     leaving: str = ""  # how it shows that it is shutting down; "" = it is not
+    etcd: str | None = ""  # why an etcd that is not ours cannot be used from there; None = it has not answered yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,14 @@ class LeavingTold:
 
     host: str
     leaving: str
+
+
+@dataclass(frozen=True, slots=True)
+class EtcdTold:
+    """An etcd that is not ours can be used from a host, or why it cannot."""
+
+    host: str
+    etcd: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,5 +259,5 @@ class Beat:
 
 Fact = (
     Planned | Placed | Told | HostFound | HostLost | HostDue | Witnessed | Routed | GpusSeen | LeavingTold | LogoutTold | Probed
-    | Due | StopAsked | Asked | Beat
+    | EtcdTold | Due | StopAsked | Asked | Beat
 )  # fmt: skip

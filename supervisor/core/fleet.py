@@ -14,6 +14,7 @@ from .actions import Action, Stop, Unwatch, Watch
 from .facts import (
     Asked,
     Due,
+    EtcdTold,
     Fact,
     GpusSeen,
     HostDue,
@@ -68,6 +69,8 @@ def step_fleet(fleet: Fleet, fact: Fact, now_s: float) -> Result:
             fleet, actions = absence.routed(fleet, fact)
         case LeavingTold(host, leaving) if host in fleet.hosts:
             fleet = replace(fleet, hosts={**fleet.hosts, host: _leaves(fleet.hosts[host], leaving, now_s)})
+        case EtcdTold(host, etcd) if host in fleet.hosts:
+            fleet = replace(fleet, hosts={**fleet.hosts, host: replace(fleet.hosts[host], etcd=etcd)})
         case LogoutTold(host, logout) if host in fleet.hosts:
             fleet = replace(fleet, hosts={**fleet.hosts, host: replace(fleet.hosts[host], logout=logout)})
         case GpusSeen(host) if host in fleet.hosts:
@@ -197,7 +200,7 @@ def _host_found(fleet: Fleet, found: HostFound, now_s: float) -> Result:
     """Adopt what is wanted, end what is not, and tell every other process of that host that it has no run."""
     known = fleet.hosts.get(found.host, Host(found.host))
     host = replace(known, up=True, refused=False, why="", boot_id=found.boot_id, since_s=now_s, logout=found.logout)
-    host = _leaves(replace(host, held_by=found.held_by), found.leaving, now_s)
+    host = _leaves(replace(host, held_by=found.held_by, etcd=found.etcd), found.leaving, now_s)
     rebooted = "reboot" if _rebooted(fleet, found) else None
     elsewhere = {run: s for run, s in fleet.surplus.items() if s.host != found.host}
     newest_ms = max((run_ms(state.run) for state in found.runs), default=0)
@@ -301,8 +304,8 @@ def _settle(before: Fleet, fleet: Fleet, now_s: float) -> Result:
     has come to it or the way is free: of 400, one fact moves one (looking at all of them took most of the controller's time).
     """
     moved = [name for name, process in fleet.processes.items() if before.processes.get(name) is not process]
-    turn = _turn(fleet)
-    if fleet.surplus is not before.surplus or turn != _turn(before) or fleet.leaving != before.leaving:
+    turn, closed = _turn(fleet), fleet.closed
+    if fleet.surplus is not before.surplus or turn != _turn(before) or closed != before.closed:
         moved = list(fleet.processes)
     if not moved:
         return fleet, ()
@@ -319,10 +322,10 @@ def _settle(before: Fleet, fleet: Fleet, now_s: float) -> Result:
     for name in moved:
         process = fleet.processes[name]
         may_stop = turn is None or process.up or process.wanted.stop_rank <= turn
-        leaving = process.wanted.host in fleet.leaving
-        process, more = settle(process, now_s, new_run, may_spawn=name not in ending and not leaving, may_stop=may_stop)
-        waits = leaving and process.up and process.state is State.PENDING
-        processes[name] = replace(process, reason=f"{process.wanted.host} is shutting down") if waits else process
+        why = closed.get(process.wanted.host, "")
+        process, more = settle(process, now_s, new_run, may_spawn=name not in ending and not why, may_stop=may_stop)
+        waits = why and process.up and process.state is State.PENDING
+        processes[name] = replace(process, reason=why) if waits else process
         actions += more
     return replace(fleet, processes=processes, runs=runs), tuple(actions)
 

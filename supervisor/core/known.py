@@ -33,10 +33,18 @@ class Host:
     out: frozenset[int] = frozenset()  # its workers that are cordoned because nobody reaches them, by their request-plane port
     leaving: str = ""  # how it shows that it is shutting down; until it is found without that, nothing is started there
     leaving_s: float = 0.0  # since when
+    etcd: str | None = ""  # why an etcd that is not ours cannot be used from there; None: it has not answered yet
 
     @property
     def unasked(self) -> bool:
         return not self.up and self.why == NOT_YET_ASKED
+
+    @property
+    def closed(self) -> str:
+        """Why nothing may be started there now; what runs there goes on."""
+        if self.leaving:
+            return f"{self.name} is shutting down"
+        return "etcd has not answered yet" if self.etcd is None else self.etcd and f"etcd cannot be used: {self.etcd}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +83,9 @@ class Fleet:
         return self.stopping and surplus and self.stuck(self.processes)
 
     @property
-    def leaving(self) -> frozenset[str]:
-        """Hosts that are shutting down."""
-        return frozenset(host.name for host in self.hosts.values() if host.leaving)
+    def closed(self) -> Mapping[str, str]:
+        """Hosts on which nothing may be started, and why."""
+        return {host.name: host.closed for host in self.hosts.values() if host.closed}
 
     def covered(self, names: Collection[str]) -> list[Process]:
         """The processes that are meant: by their own name or by their service's."""

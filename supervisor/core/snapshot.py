@@ -105,6 +105,7 @@ class HostStatus(TypedDict):
     gpus_asof: NotRequired[float]  # when its GPUs were last looked at
     logout: NotRequired[LogoutStatus]  # whether what runs there outlives the login that started it
     leaving: NotRequired[LeavingStatus]  # it is shutting down: nothing is started there before it is up again
+    etcd: NotRequired[str]  # why an etcd that is not ours cannot be used from there: nothing is started there before it can
     held_by: NotRequired[dict[str, str]]  # the other controller that runs the deployment: controller, user, since
 
 

@@ -169,6 +169,8 @@ def _host(host: Host, asof: float, wall: Wall) -> HostStatus:
         made["logout"] = {"survives": host.logout.survives, "why": host.logout.why, "remedy": host.logout.remedy}
     if host.leaving:
         made["leaving"] = {"why": host.leaving, "since": wall(host.leaving_s)}
+    if host.up and host.etcd:
+        made["etcd"] = host.etcd
     if host.held_by:
         made["held_by"] = dict(host.held_by)
     return made

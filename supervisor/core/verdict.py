@@ -223,6 +223,8 @@ def no_entry(status: Status) -> bool:
 
 def broken(status: Status, service: ServiceStatus) -> bool:
     """Known to be wrong, as against not yet there or not known."""
+    if any("etcd" in h for h in status["hosts"]):
+        return True  # nothing more starts
     mine = [p for p in status["processes"] if p["service"] == service["name"] and p["desired"] == "running"]
     if all(p["state"] == "ready" and not p["cordoned"] for p in mine):
         return bool(service["reason"])  # what is missing has no process: it could not be placed

@@ -55,11 +55,15 @@ class Files:
     def plan(self, seats: Mapping[str, Seat] | None = None, refused: Mapping[str, str] | None = None) -> Plan:
         """`seats`, `refused`: as `build` takes them. Raises FileError with everything that is wrong."""
         from supervisor.plan.build import build
-        from supervisor.spec import parse_deployment
+        from supervisor.plan.login import target
+        from supervisor.spec import load_env_file, parse_deployment
 
         inventory = self.read_inventory()
         deployment = parse_deployment(self.deployment, inventory, self.deployment_path, self.scaled)
-        return build(deployment, inventory, seats, refused)
+        plan = build(deployment, inventory, seats, refused)
+        for host in plan.hosts.values() if plan.external else ():
+            target(plan.etcd_urls, load_env_file(host.env_file) if host.env_file else {}, host.name)
+        return plan
 
     def args(self) -> dict[str, object]:
         """As a request to a controller."""

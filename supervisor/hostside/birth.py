@@ -11,7 +11,7 @@ import signal
 import socket
 from typing import Any, Dict, List, Optional
 
-from . import cgroup, claims, lending, logout, ports, procfs, spawn
+from . import cgroup, claims, etcd, lending, logout, ports, procfs, spawn
 from .keeper import Keeper
 from .reactor import Lines, Reactor
 from .rundir import Run
@@ -42,11 +42,11 @@ def keep(base: str, deployment: str, spec: Dict[str, Any], env: Dict[str, str], 
         note = logout.settle(run, spec)
         held = spawn.claim(run, spec)
         spawn.reached("claimed")
-        keeper = _prepare(run, spec, held, lock)
+        keeper = _prepare(run, spec, held, lock, etcd.credentials(env))
         if note:
             keeper.note(note)
         spawn.reached("listening")
-        _bear(keeper, env)
+        _bear(keeper, _complete(spec, env))
     except Exception as error:  # whatever it is: nothing runs, and the controller is told
         refusal = error if isinstance(error, spawn.Refused) else spawn.Refused(_cause(error), _words(error))
         if keeper is not None:
@@ -55,6 +55,13 @@ def keep(base: str, deployment: str, spec: Dict[str, Any], env: Dict[str, str], 
         return
     spawn.reached("running")
     keeper.live(peer)
+
+
+def _complete(spec: Dict[str, Any], env: Dict[str, str]) -> Dict[str, str]:
+    try:
+        return etcd.content(env, spec.get("contents", []))
+    except OSError as error:
+        raise spawn.Refused("missing", "%s" % etcd.why(error)) from None
 
 
 def _cause(error: Exception) -> str:
@@ -66,12 +73,12 @@ def _words(error: Exception) -> str:
     return "%s: %s" % (type(error).__name__, error)
 
 
-def _prepare(run: Run, spec: Dict[str, Any], held: spawn.Held, lock: int) -> Keeper:
+def _prepare(run: Run, spec: Dict[str, Any], held: spawn.Held, lock: int, auth: Optional[Dict[str, str]]) -> Keeper:
     spawn.share_lock(run.base)
     spawn.make_fifo(run)
     become_subreaper()
     record: Dict[str, Any] = {"pid": 0, "start": 0, "sid": 0, "ports": held.ports, "holder": spawn.holder(run, spec)}
-    keeper = Keeper(run, spec, held, lock, record, heir=False)
+    keeper = Keeper(run, spec, held, lock, record, heir=False, auth=auth)
     keeper.start_pump()
     return keeper
 
@@ -107,7 +114,7 @@ def _tell(run: Run, spec: Dict[str, Any], peer: int, ended: Dict[str, Any]) -> N
     line.send(run_state(run, spec, {}, ended, "gone"))
 
 
-def adopt_abandoned(run: Run, record: Dict[str, Any], lock: int) -> None:
+def adopt_abandoned(run: Run, record: Dict[str, Any], lock: int, auth: Optional[Dict[str, str]] = None) -> None:
     """Be the heir of a run whose keeper and pump both died. Called in a process forked for it by a link."""
     spawn.detach({lock})
     spec = run.record("spec.json") or {"process": run.process, "run": run.run}
@@ -127,7 +134,8 @@ def adopt_abandoned(run: Run, record: Dict[str, Any], lock: int) -> None:
     spawn.share_lock(run.base)
     become_subreaper()
     title(run, "heir")
-    heir = Keeper(run, spec, spawn.Held(held, listener, record.get("ports", {}), lent), lock, record, heir=True)
+    whole = spawn.Held(held, listener, record.get("ports", {}), lent)
+    heir = Keeper(run, spec, whole, lock, record, heir=True, auth=auth)
     for text in notes:
         heir.note(text)
     heir.live()

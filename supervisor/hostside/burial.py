@@ -53,7 +53,7 @@ def close(run: Run, fenced: Optional[Dict[str, Any]] = None, notes: Optional[Lis
         unlink_channels(run)
 
 
-def bury(run: Run, born: Dict[str, Any], lock: int) -> None:
+def bury(run: Run, born: Dict[str, Any], lock: int, auth: Optional[Dict[str, str]] = None) -> None:
     """The whole life of a process that a link forked. Told to stop, it waits for no etcd any more."""
     spawn.detach({lock})
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -61,7 +61,7 @@ def bury(run: Run, born: Dict[str, Any], lock: int) -> None:
     spec, ended = run.record("spec.json") or {}, run.record("exit.json") or {}
     reactor, notes = Reactor(), []
     held: List[socket.socket] = []
-    target = fence_target(spec, born)
+    target = fence_target(spec, born, auth)
     try:
         # It is known to etcd by its address, which nobody may get while we look for it.
         for name in spawn.claim_names(run, [], ports.numbers(spec.get("ports", {}), born.get("ports", {}))):

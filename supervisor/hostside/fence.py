@@ -11,11 +11,10 @@ from __future__ import annotations
 import base64
 import json
 import os
-import socket
 from typing import Any, Dict, List, Tuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
-from . import http
+from . import etcd
 
 GENERATE = "generate"  # the endpoint that requests are routed to
 
@@ -23,22 +22,21 @@ GENERATE = "generate"  # the endpoint that requests are routed to
 def fence(target: Dict[str, Any], timeout_s: float = 1.0) -> str:
     """Fence the run described by `target`; returns what was done, raises OSError or ValueError if it could not be done.
 
-    etcd: {"kind": "etcd", "urls": [...], "prefix": "v1/instances/ns/", "address": "host:port", "lease": "123" or absent}
+    etcd: {"kind": "etcd", "prefix": "v1/instances/ns/", "address": "host:port", "lease": "123" or absent}, and as in etcd.py
     file: {"kind": "file", "root": "/dir", "address": "host:port"}
     Without a lease id (no controller ever identified the worker) it is looked up by the request-plane address.
     """
     if target["kind"] == "file":
         return "unlinked %d entries" % unlink_entries(target["root"], target["address"])
-    errors: List[str] = []
-    for url in target["urls"]:
-        try:
-            leases = [target["lease"]] if target.get("lease") else _leases(url, target, timeout_s)
-            for lease in leases:
-                _post(url, "/v3/lease/revoke", {"ID": lease}, timeout_s)
-            return "revoked lease %s" % ", ".join("%x" % int(lease) for lease in leases) if leases else "was not registered"
-        except (OSError, ValueError) as error:
-            errors.append("%s: %s" % (url, error))
-    raise OSError("no etcd answered: " + "; ".join(errors))
+
+    def revoke(member: etcd.Member) -> List[str]:
+        leases = [target["lease"]] if target.get("lease") else _leases(member, target)
+        for lease in leases:
+            member.post("/v3/lease/revoke", {"ID": lease})
+        return leases
+
+    leases = etcd.each(target, timeout_s, revoke)
+    return "revoked lease %s" % ", ".join("%x" % int(lease) for lease in leases) if leases else "was not registered"
 
 
 def cordon(target: Dict[str, Any], timeout_s: float = 1.0) -> int:
@@ -48,28 +46,23 @@ def cordon(target: Dict[str, Any], timeout_s: float = 1.0) -> int:
     """
     if target["kind"] == "file":
         return unlink_endpoint(target["root"], target["address"])
-    errors: List[str] = []
-    for url in target["urls"]:
-        try:
-            mine = [key for key, found in _registered(url, target, timeout_s) if found.get("endpoint") == GENERATE]
-            for key in mine:
-                _post(url, "/v3/kv/deleterange", {"key": key}, timeout_s)
-            return len(mine)
-        except (OSError, ValueError) as error:
-            errors.append("%s: %s" % (url, error))
-    raise OSError("no etcd answered: " + "; ".join(errors))
+
+    def remove(member: etcd.Member) -> int:
+        mine = [key for key, found in _registered(member, target) if found.get("endpoint") == GENERATE]
+        for key in mine:
+            member.post("/v3/kv/deleterange", {"key": key})
+        return len(mine)
+
+    return etcd.each(target, timeout_s, remove)
 
 
-def _leases(url: str, target: Dict[str, Any], timeout_s: float) -> List[str]:
-    return sorted({str(found["instance_id"]) for _, found in _registered(url, target, timeout_s)})
+def _leases(member: etcd.Member, target: Dict[str, Any]) -> List[str]:
+    return sorted({str(found["instance_id"]) for _, found in _registered(member, target)})
 
 
-def _registered(url: str, target: Dict[str, Any], timeout_s: float) -> List[Tuple[str, Dict[str, Any]]]:
+def _registered(member: etcd.Member, target: Dict[str, Any]) -> List[Tuple[str, Dict[str, Any]]]:
     """The keys (base64, as etcd takes them) and values of what the worker has registered, told by its address."""
-    prefix = target["prefix"].encode()
-    end = prefix[:-1] + bytes([prefix[-1] + 1])
-    keys = {"key": base64.b64encode(prefix).decode(), "range_end": base64.b64encode(end).decode()}
-    answer = _post(url, "/v3/kv/range", keys, timeout_s)
+    answer = member.post("/v3/kv/range", etcd.span(target["prefix"]))
     pairs = [(kv["key"], _instance(base64.b64decode(kv.get("value", "")))) for kv in answer.get("kvs", [])]
     return [(key, found) for key, found in pairs if _names(found, target["address"])]
 
@@ -132,27 +125,3 @@ def _unlink(paths: List[str]) -> int:
 
 def _files(folder: str) -> List[str]:
     return [os.path.join(where, name) for where, _, names in os.walk(folder) for name in names]
-
-
-def _post(url: str, path: str, body: Dict[str, Any], timeout_s: float) -> Dict[str, Any]:
-    where = urlsplit(url)
-    request = http.request("POST", where.netloc, path, {"Content-Type": "application/json"}, json.dumps(body).encode())
-    with socket.create_connection((where.hostname or "", where.port or 80), timeout_s) as sock:
-        sock.sendall(request)
-        answer = bytearray()
-        while len(answer) < http.ANSWER_LIMIT:
-            part = sock.recv(1 << 16)
-            if not part:
-                break
-            answer += part
-    return judge(*http.parse(bytes(answer)))
-
-
-def judge(status: int, body: bytes) -> Dict[str, Any]:
-    """The JSON body of an etcd answer. A lease that is already gone is what we wanted; other errors raise ValueError."""
-    decoded = json.loads(body)
-    if not isinstance(decoded, dict):
-        raise ValueError("not an etcd answer")
-    if status != 200 and decoded.get("code") != 5:  # 5 = NOT_FOUND
-        raise ValueError(str(decoded.get("message") or decoded.get("error") or "status %d" % status))
-    return decoded

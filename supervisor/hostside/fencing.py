@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Callable, Dict, Optional
 
-from . import fence
+from . import etcd, fence
 from .reactor import Reactor, Timer
 from .runstate import wall_ms
 
@@ -26,6 +26,11 @@ class Fencing:
         self.result = result  # {"at", "did"} or {"at", "error"}; None = not tried
         self._tries = 0  # left
         self._timer = Timer(lambda: None)
+        etcd.prepare(target or {})
+
+    @property
+    def auth(self) -> Optional[Dict[str, str]]:
+        return (self._target or {}).get("auth")
 
     @property
     def failed(self) -> bool:
@@ -39,6 +44,8 @@ class Fencing:
         """The controller identified the worker (lease id), or wants it out of the routing now."""
         if self._target is not None and message.get("lease"):
             self._target["lease"] = str(message["lease"])
+        if self._target is not None and message.get("auth"):
+            self._target["auth"] = message["auth"]
         if message.get("now"):
             self.do()
             self._tried()

@@ -47,7 +47,9 @@ class Keeper:
         record: Dict[str, Any],
         heir: bool,
         fifo: Optional[int] = None,
+        auth: Optional[Dict[str, str]] = None,
     ) -> None:
+        """`auth`: of etcd, where it wants a login."""
         self.run, self.spec, self.held, self.lock, self.record, self.heir = run, spec, held, lock, record, heir
         self.reactor = Reactor()
         self.tree = roster.follower(run, record) if heir else Tree(0, 0, 0, parent=True)
@@ -60,7 +62,7 @@ class Keeper:
         self.ending = Ending(self.reactor, self.tree, began, self._reap, self._entered)
         self.exit: Optional[Dict[str, Any]] = run.record("exit.json")
         fenced = (self.exit or {}).get("fenced")
-        target = fence_target(spec, record)
+        target = fence_target(spec, record, auth)
         self.fencing = Fencing(self.reactor, target, fenced, self._fence_tried, run.events.add)
         self.draining: Optional[Draining] = None
         if target and spec.get("drain"):
@@ -301,11 +303,13 @@ def become_pump(keeper: Keeper, fd: int) -> None:
     title(keeper.run, "pump")
     if pump.run(pump.Log(keeper.run.file("log")), fifo, fd) == "heir":
         os.close(fd)
-        inherit(keeper.run, keeper.spec, keeper.held, keeper.lock, fifo)
+        inherit(keeper.run, keeper.spec, keeper.held, keeper.lock, fifo, keeper.fencing.auth)
     os._exit(0)
 
 
-def inherit(run: Run, spec: Dict[str, Any], held: spawn.Held, lock: int, fifo: int) -> None:
+def inherit(
+    run: Run, spec: Dict[str, Any], held: spawn.Held, lock: int, fifo: int, auth: Optional[Dict[str, str]] = None
+) -> None:
     """Be the heir of a run whose keeper died: claims and listener are ours already, its tree may be alive."""
     run = Run(run.base, run.deployment, run.process, run.run)  # what the keeper wrote since it made us, we have not in memory
     record = run.record("run.json")
@@ -315,7 +319,7 @@ def inherit(run: Run, spec: Dict[str, Any], held: spawn.Held, lock: int, fifo: i
         return
     title(run, "heir")
     spawn.share_lock(run.base)
-    heir = Keeper(run, spec, held, lock, record, heir=True, fifo=fifo)
+    heir = Keeper(run, spec, held, lock, record, heir=True, fifo=fifo, auth=auth)
     heir.note("its keeper died; the pump took over, the exit code will be unknown")
     become_subreaper()
     heir.live()

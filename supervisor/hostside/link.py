@@ -1,8 +1,10 @@
 """The link: one controller's conversation with this host. It owns nothing: when it dies, nothing else does.
 
-In:  hello, ping, start, stop, fence, http, dial, watch, unwatch, tail, gpus, purge (JSON lines; the first must be hello)
+In:  hello, ping, start, stop, fence, http, dial, watch, unwatch, tail, gpus, purge, and of an etcd that is not ours: discovery
+     (where it is), etcd (a request to it); JSON lines, the first must be hello
 Out: hello with every run on record, {"gpus": …} once they were looked at, then {"state": …} on each change of a run,
      {"reply": id, …}, {"news": id, …} of what is watched, {"pong": n}, {"logout": …} when what a logout does has changed,
+     {"etcd": why} when an etcd that is not ours can be used, with "", or why not,
      {"leaving": why} when the host begins to shut down (before what ends by it is told) or, with "", does not after all
 
 It ends itself 10 s after the last line it heard: sshd notices a vanished peer only when asked to, and every partition would
@@ -20,6 +22,7 @@ from typing import Any, Callable, Dict, List, Optional
 
 from . import VERSION, birth, burial, facts, gpus, http, lead, leaving, logout, pump, rundir
 from .dial import dial, stalled
+from .discovery import Discovery
 from .lead import Holder
 from .reactor import Lines, Reactor
 from .rundir import Run
@@ -50,6 +53,8 @@ class Link:
         self.waiting: Optional[Dict[str, Run]] = None  # whose keeper's first word hello waits for
         self.orders: Dict[str, Dict[str, Dict[str, Any]]] = {}  # run -> op -> the last one, for whoever is its keeper
         self.logout: Dict[str, Any] = {}  # the verdict last told
+        self.greeted = False
+        self.discovery = Discovery(reactor, self._etcd_is)
         self.leaving = ""  # how it shows that the host is shutting down
         self.terminated = False  # we were sent SIGTERM
         self.ended_s = float("-inf")  # when a keeper last told that it was
@@ -75,6 +80,10 @@ class Link:
             self._hello(message)
         elif op == "ping":
             self.line.send({"pong": message.get("n")})
+        elif op == "discovery":
+            self.discovery.use(message["etcd"])
+        elif op == "etcd":
+            self.discovery.ask(message, lambda said: self._reply(message, **said))
         elif op == "http":
             http.ask(self.reactor, message, lambda said: self._reply(message, **said))
         elif op == "dial":
@@ -103,6 +112,7 @@ class Link:
         self.deployment = message["deployment"]
         if message.get("v") != VERSION:
             return self._refuse("this host's link speaks version %d, the controller %s" % (VERSION, message.get("v")))
+        self.discovery.use(message.get("etcd"))
         if message.get("read_only"):
             return self.lead.find(self.deployment, self._looks_on)
         return self.lead.seek(message, SILENCE_S, self._leads, self._outranked)
@@ -156,8 +166,9 @@ class Link:
         found = facts.host_facts(self.base)
         self.logout = found["logout"]
         self.leaving = self.leaving or leaving.sign(self.terminated) or ""
-        said = dict(found, runs=list(self.states.values()), led_by=self.led_by, leaving=self.leaving)
+        said = dict(found, runs=list(self.states.values()), led_by=self.led_by, leaving=self.leaving, etcd=self.discovery.why)
         self.line.send({"hello": said})
+        self.greeted = True
         gpus.watch(self.reactor, lambda look: self.line.send({"gpus": gpus.told(look)}))
 
     def _tell(self, state: Dict[str, Any]) -> None:
@@ -222,6 +233,10 @@ class Link:
         theirs.close()
         return self._listen(run, ours.detach())
 
+    def _etcd_is(self, why: Optional[str]) -> None:
+        if self.greeted:
+            self.line.send({"etcd": why})
+
     def _judge_logout(self) -> None:
         """Said again when it has changed; asked again only while something is wrong, as it costs a millisecond or two."""
         if self.logout.get("remedy"):
@@ -275,7 +290,7 @@ class Link:
         elif not os.path.isdir(run.path):
             self._tell(_never(run, "start", "its keeper died before it began"))
 
-    def _fork_heir(self, live: Callable[[Run, Any, int], None], run: Run, record: object, lock: int) -> None:
+    def _fork_heir(self, live: Callable[..., None], run: Run, record: object, lock: int) -> None:
         pid = os.fork()
         if pid:
             return
@@ -283,7 +298,7 @@ class Link:
         try:
             os.setsid()
             signal.set_wakeup_fd(-1)
-            live(run, record, lock)
+            live(run, record, lock, self.discovery.auth)
             code = 0
         finally:
             os._exit(code)
@@ -292,6 +307,8 @@ class Link:
         run = message["run"]
         if self.states.get(run, {}).get("phase") == "gone":
             return
+        if message["op"] == "fence" and self.discovery.auth:
+            message = dict(message, auth=self.discovery.auth)  # it may be another than when the run began
         self.orders.setdefault(run, {})[message["op"]] = message
         line = self.keepers.get(run)
         if line is not None:

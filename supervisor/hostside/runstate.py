@@ -91,9 +91,10 @@ def unlink_channels(run: Run) -> None:
             pass
 
 
-def fence_target(spec: Dict[str, Any], record: Dict[str, Any]) -> Optional[Dict[str, Any]]:
+def fence_target(spec: Dict[str, Any], record: Dict[str, Any], auth: Optional[Dict[str, str]]) -> Optional[Dict[str, Any]]:
+    """`auth`: for etcd, where it wants a login; the spec is a file, and has none."""
     target = spec.get("fence")
-    return None if not target else dict(target, address=spawn.fill(target["address"], record["ports"]))
+    return None if not target else dict(target, address=spawn.fill(target["address"], record["ports"]), auth=auth)
 
 
 def title(run: Run, role: str) -> None:

@@ -54,6 +54,7 @@ class Plan:
     addresses: Mapping[str, str]  # host -> what peers dial there
     processes: Mapping[str, PlannedProcess]
     etcd_urls: tuple[str, ...] = ()
+    external: bool = False  # the etcd is somebody else's
     request_plane: str = "tcp"
     event_plane: str = "zmq"
     env: Mapping[str, str] = field(default_factory=dict)
@@ -99,16 +100,18 @@ def build(
     hosts = {name: inventory.hosts[name] for name in deployment.hosts}
     checks.ranges(hosts)
     addresses = {name: _address(host, alone=len(hosts) == 1) for name, host in hosts.items()}
-    etcd = deployment.etcd
-    urls = (f"http://{_bracket(addresses[etcd.host])}:{etcd.port}",) if etcd else ()
+    checks.no_credentials(deployment, hosts)
+    etcd, discovery = deployment.etcd, deployment.discovery
+    urls = (f"http://{_bracket(addresses[etcd.host])}:{etcd.port}",) if etcd else discovery.endpoints
     plan = Plan(
         deployment=deployment.name,
-        discovery=deployment.discovery,
-        lease_ttl_s=etcd.lease_ttl if etcd else 60,
+        discovery=discovery.backend,
+        lease_ttl_s=etcd.lease_ttl if etcd else discovery.lease_ttl,
         hosts=hosts,
         addresses=addresses,
         processes={},
         etcd_urls=urls,
+        external=bool(discovery.endpoints),
         request_plane=deployment.planes.request,
         event_plane=deployment.planes.event,
         env=deployment.env,

@@ -8,7 +8,8 @@ from supervisor.core.wanted import Wanted
 from supervisor.errors import FileError
 from supervisor.kinds import KINDS
 from supervisor.kinds.base import MAX_SYSTEM_PORT, clashes
-from supervisor.spec import Host
+from supervisor.plan.login import AUTH
+from supervisor.spec import Deployment, Host
 
 
 def owned(where: str, kind: str, args: Mapping[str, object], extra: tuple[str, ...]) -> None:
@@ -18,6 +19,17 @@ def owned(where: str, kind: str, args: Mapping[str, object], extra: tuple[str, .
         raise FileError(
             f"{where}: {', '.join(bad)} is set by noray itself", hint="leave it out; other keys of the file decide it"
         )
+
+
+def no_credentials(deployment: Deployment, hosts: Mapping[str, Host]) -> None:
+    """They are secrets, and the same for whatever runs on a host: they stand in its env_file."""
+    written = {"env": deployment.env, "frontend.env": deployment.frontend.env}
+    written |= {f"models[{index}].env": model.env for index, model in enumerate(deployment.models)}
+    written |= {f"hosts.{host.name}.env": host.env or {} for host in hosts.values()}
+    for where, env in written.items():
+        bad = [key for key in env if key.startswith(AUTH)]
+        if bad:
+            raise FileError(f"{where}: {', '.join(bad)} must not stand there", hint="write it in the env_file of the hosts")
 
 
 def lent(processes: Iterable[Wanted], hosts: Mapping[str, Host]) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
 from supervisor.kinds import KINDS
 from supervisor.kinds.base import Cell, LaunchSpec, Site, namespace_of
+from supervisor.plan import login
 from supervisor.plan.build import Plan
 
 NEVER_INHERITED = (
@@ -79,10 +81,15 @@ def launch(plan: Plan, name: str, facts: HostFacts, secrets: Mapping[str, str], 
         "stop_rank": process.wanted.stop_rank,
         "about": {"hash": process.wanted.launch_hash, "controller": controller, "service": process.wanted.service},
     }
+    etcd = login.target(plan.etcd_urls, secrets, host.name) if plan.external else {"urls": list(plan.etcd_urls)}
+    if "tls" in etcd:
+        spec["contents"] = list(login.FILES.values())
     if "rpc" in wanted.ports:
-        spec["fence"] = _fence(cell, process.wanted.service, f"{address}:${{port.rpc}}")
+        known = {key: value for key, value in etcd.items() if key != "auth"}  # a spec is a file
+        spec["fence"] = _fence(cell, process.wanted.service, f"{address}:${{port.rpc}}", known)
         spec["drain"] = [address, "${port.system}"]
-    layers = [wanted.defaults, host.env or {}, plan.env, process.env, secrets, wanted.env]
+    given = secrets if plan.external else {key: value for key, value in secrets.items() if not key.startswith(login.AUTH)}
+    layers = [wanted.defaults, host.env or {}, plan.env, process.env, given, wanted.env]
     env = _environment(plan, facts, host.python, layers)
     # Explicit for every kind: unset would mean all of them. Indexes, where indexes were written: older engines die of a UUID.
     env["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, process.wanted.gpus))
@@ -90,12 +97,12 @@ def launch(plan: Plan, name: str, facts: HostFacts, secrets: Mapping[str, str], 
     return Launch(wanted.argv, env, spec, frozenset(secrets))
 
 
-def _fence(cell: Cell, service: str, address: str) -> dict[str, object]:
+def _fence(cell: Cell, service: str, address: str, etcd: Mapping[str, object]) -> dict[str, object]:
     """How the keeper takes this worker out of routing: by its lease, or by unlinking its entries."""
     if cell.discovery == "file":
         return {"kind": "file", "root": cell.file_kv, "address": address}
     prefix = f"v1/instances/{namespace_of(cell, service)}/"
-    return {"kind": "etcd", "urls": list(cell.etcd_urls), "prefix": prefix, "address": address}
+    return {"kind": "etcd", **etcd, "prefix": prefix, "address": address}
 
 
 def _environment(plan: Plan, facts: HostFacts, python: str, layers: list[Mapping[str, str]]) -> dict[str, str]:
@@ -106,7 +113,8 @@ def _environment(plan: Plan, facts: HostFacts, python: str, layers: list[Mapping
     env["SPT_NOENV"] = "1"  # else setproctitle wipes the environment that identifies a stray process
     for layer in layers:
         env.update(layer)
-    peers = ",".join(sorted({*plan.addresses.values(), "localhost", "127.0.0.1"}))
+    members = {urlsplit(url).hostname or "" for url in plan.etcd_urls}
+    peers = ",".join(sorted({*plan.addresses.values(), *members, "localhost", "127.0.0.1"}))
     for key in ("no_proxy", "NO_PROXY"):  # added to, whoever set it: peers are never behind a proxy
         env[key] = ",".join(part for part in (env.get(key, ""), peers) if part)
     return env

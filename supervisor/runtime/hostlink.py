@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from supervisor.core.facts import Fact, HostFound, HostLost, LeavingTold, LogoutTold, Told
+from supervisor.core.facts import EtcdTold, Fact, HostFound, HostLost, LeavingTold, LogoutTold, Told
 from supervisor.errors import HostRefused, HostUnreachable, Superseded
 from supervisor.plan.launch import HostFacts
 from supervisor.probes.ask import HttpRequest
@@ -32,6 +32,7 @@ OVERSLEPT_S = 1.0  # who was late himself (a stopped controller, a stalled machi
 # to half of it: fifty that were lost at once do not knock at once, and a jump host's MaxStartups is 10.
 FIRST_AGAIN_S, MAX_AGAIN_S = 0.4, 2.0
 GOODBYE_S = 2.0
+ETCD_S = 9.0  # for all members of an etcd that is not ours, one after the other
 YIELD_S = 10.0  # for a controller that started after us to notice that it came second
 
 
@@ -66,6 +67,7 @@ class HostLink:
         self._heard_s: float | None = None  # when it last answered; what it says unasked proves nothing
         self._contested_s: float | None = None
         self._leads_elsewhere = leads_elsewhere
+        self._etcd: Mapping[str, object] | None = None
 
     async def run(self) -> None:
         """Connect, serve, and again with growing pauses. A host that refuses is asked no more."""
@@ -133,6 +135,17 @@ class HostLink:
         message = {**self.asking(address, port, ask, timeout_s), "op": "http"}
         return self.answered(await self.request(message, timeout_s + 1.0))
 
+    def use(self, etcd: Mapping[str, object] | None) -> None:
+        """Where an etcd that is not ours is, and how to log in there; the host tries it, and tells whether it can be used."""
+        if etcd != self._etcd:
+            self._etcd = etcd
+            self.post({"op": "discovery", "etcd": etcd})
+
+    async def etcd(self, ask: HttpRequest, timeout_s: float) -> tuple[int, bytes]:
+        """One request to that etcd, made on that host; as `http`. `timeout_s`: of each member."""
+        message = {"op": "etcd", "path": ask.path, "body": ask.body.decode("latin-1"), "timeout_s": timeout_s}
+        return self.answered(await self.request(message, ETCD_S))
+
     @staticmethod
     def asking(address: str, port: int, ask: HttpRequest, timeout_s: float) -> Mapping[str, object]:
         """How a host is told of a request that it shall make."""
@@ -182,7 +195,7 @@ class HostLink:
     async def _serve(self, transport: Transport) -> None:
         """Until the line breaks: raises HostUnreachable or HostRefused, nothing else."""
         channel = await transport.open("link", OPEN_S)
-        await channel.send({**self._hello, "op": "hello", "v": VERSION, "epoch": self._epoch})
+        await channel.send({**self._hello, "op": "hello", "v": VERSION, "epoch": self._epoch, "etcd": self._etcd})
         send, receive = anyio.create_memory_object_stream[Mapping[str, object]](math.inf)
         self.transport, self._out = transport, send
         self._heard_s = began_s = anyio.current_time()
@@ -228,9 +241,13 @@ class HostLink:
                 self._hello = {key: value for key, value in self._hello.items() if key != "take_over"}
                 led_by = controller(hello.get("led_by") or {})
                 survives, leaves = logout(hello.get("logout", {})), str(hello.get("leaving") or "")
-                await self._tell(HostFound(self.name, runs, self.facts.boot_id, survives, led_by, leaves))
+                etcd = hello.get("etcd", "")
+                await self._tell(HostFound(self.name, runs, self.facts.boot_id, survives, led_by, leaves, etcd))
             elif "leaving" in said:
                 await self._tell(LeavingTold(self.name, str(said["leaving"])))
+            elif "etcd" in said:
+                why = said["etcd"]
+                await self._tell(EtcdTold(self.name, None if why is None else str(why)))
             elif "logout" in said:
                 await self._tell(LogoutTold(self.name, logout(_mapping(said["logout"]))))
             elif "ask" in said:

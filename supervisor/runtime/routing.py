@@ -138,6 +138,8 @@ class Routing:
     async def _ask(self, request: HttpRequest) -> tuple[int, bytes]:
         """etcd's answer, through whichever host gets one; of the last one tried, if none does."""
         plan, answer = self._plan(), (0, b"no host answers us")
+        if plan.external:
+            return await self._ask_others(request)
         near = [process.wanted.host for process in plan.processes.values() if process.wanted.kind == "etcd"]
         links = [self._links[name] for name in near if name in self._links]
         links += [link for link in self._doors() if link not in links]
@@ -151,6 +153,18 @@ class Routing:
                     break
                 if answer[0]:
                     return answer
+        return answer
+
+    async def _ask_others(self, request: HttpRequest) -> tuple[int, bytes]:
+        """The same of an etcd that is not ours."""
+        answer = (0, b"no host with a frontend answers us")
+        for link in self._doors():
+            try:
+                answer = await link.etcd(request, ASK_S)
+            except HostUnreachable as error:
+                answer = (0, str(error).encode())
+            if answer[0]:
+                break
         return answer
 
 

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from supervisor.spec.deployment import (
     Deployment,
-    Etcd,
     Frontend,
     Model,
-    Planes,
     Ready,
     Restart,
     Stop,
@@ -18,11 +16,13 @@ from supervisor.spec.deployment import (
     parse_deployment,
 )
 from supervisor.spec.env_file import load_env_file
+from supervisor.spec.infrastructure import Discovery, Etcd, Planes
 from supervisor.spec.inventory import Host, Inventory, load_inventory, parse_inventory
 from supervisor.spec.problem import Place, Problem, SpecError
 
 __all__ = [
     "Deployment",
+    "Discovery",
     "Etcd",
     "Frontend",
     "Host",

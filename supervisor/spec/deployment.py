@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, Va
 from supervisor.spec.document import Document, parse, read
 from supervisor.spec.gpus import Gpus
 from supervisor.spec.gpus import problems as gpu_problems
+from supervisor.spec.infrastructure import Discovery, Etcd, OrWord, Planes, discovered
 from supervisor.spec.inventory import Inventory
 from supervisor.spec.names import clashes
 from supervisor.spec.problem import Problem, SpecError, listed
@@ -27,7 +28,6 @@ from supervisor.spec.words import (
     Context,
     Count,
     Env,
-    HostOrFirst,
     IpAddress,
     KnownHost,
     Labels,
@@ -42,7 +42,7 @@ from supervisor.spec.words import (
     Word,
     allowed,
     context,
-    not_yet,
+    distinct,
     planned,
 )
 
@@ -66,44 +66,6 @@ class Ready(Section):
     """When a start has failed: after `stall` seconds without any progress, however long it takes in all."""
 
     stall: Span = 300.0
-
-
-def _next_port(value: object, info: ValidationInfo) -> object:
-    return info.data.get("port", 2379) + 1 if value is None else value
-
-
-def _other_port(value: int, info: ValidationInfo) -> int:
-    if value == info.data.get("port"):
-        raise allowed("a port other than etcd.port")
-    return value
-
-
-def _one(value: object) -> object:
-    if type(value) is int and value > 1:
-        raise not_yet("more than one; this version runs 1")
-    return value
-
-
-One = Annotated[int, Field(ge=1, le=1), Says("1"), BeforeValidator(_one)]
-
-
-class Etcd(Section):
-    """The etcd that noray runs for this deployment. `lease_ttl` is in whole seconds."""
-
-    never: ClassVar[Mapping[str, str]] = {"on_lost": "its data is where it ran", "lost_after": "its data is where it ran"}
-
-    host: HostOrFirst = BLANK
-    port: Port = 2379
-    peer_port: Annotated[Port, BeforeValidator(_next_port), AfterValidator(_other_port), Field(validate_default=True)] = BLANK
-    members: One = 1
-    lease_ttl: Annotated[int, Field(ge=1, le=86_400), Says("whole seconds: an integer from 1 to 86400")] = 60
-
-
-class Planes(Section):
-    """How Dynamo's processes talk to each other."""
-
-    request: Annotated[Literal["tcp"], Says("tcp"), planned(("nats", "http"), "request: nats and http")] = "tcp"
-    event: Annotated[Literal["zmq"], Says("zmq"), planned(("nats",), "event: nats")] = "zmq"
 
 
 def _labelled(labels: Mapping[str, str], known: Context) -> tuple[str, ...]:
@@ -137,12 +99,6 @@ def _with_labels(value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...
     return tuple(host for host in value if host in fit)
 
 
-def _distinct(value: tuple[str, ...]) -> tuple[str, ...]:
-    if len(set(value)) < len(value):
-        raise allowed("each host once")
-    return value
-
-
 def _doors(value: object, info: ValidationInfo) -> object:
     return _candidates(value, info) if info.data.get("host") or value is not None else context(info).hosts[:1]
 
@@ -158,7 +114,7 @@ class Frontend(Section):
         tuple[KnownHost, ...],
         Field(min_length=1, validate_default=True),
         BeforeValidator(_doors),
-        AfterValidator(_distinct),
+        AfterValidator(distinct),
     ] = BLANK
     port: Port = 8000
     bind: IpAddress | None = None
@@ -209,7 +165,7 @@ class Model(Section):
         tuple[KnownHost, ...],
         Field(min_length=1, validate_default=True),
         BeforeValidator(_candidates),
-        AfterValidator(_distinct),
+        AfterValidator(distinct),
         AfterValidator(_with_labels),
     ] = BLANK
     env: Env = Field(default_factory=dict)
@@ -221,26 +177,21 @@ class Model(Section):
 
 
 def _etcd_wanted(value: object, info: ValidationInfo) -> object:
-    if info.data.get("discovery") != "file":
+    found = info.data.get("discovery")
+    if found is None or found.ours:
         return {} if value is None else value
     if value is not None:
-        raise allowed("no etcd section with discovery: file")
+        raise allowed(f"no etcd section with {'discovery: file' if found.backend == 'file' else 'an external etcd'}")
     return None
 
 
-def _external(value: object) -> object:
-    if isinstance(value, dict):
-        raise not_yet("an external etcd by its endpoints")
-    return value
-
-
 class Deployment(Section):
-    """The whole file, with hosts resolved. `etcd` is None exactly when `discovery` is `file`."""
+    """The whole file, with hosts resolved. `etcd` is None exactly when `discovery` is not one of ours."""
 
     not_yet: ClassVar[Mapping[str, str]] = {"nats": "NATS for planes other than request: tcp and event: zmq"}
 
     name: Name
-    discovery: Annotated[Literal["etcd", "file"], Says("etcd or file"), BeforeValidator(_external)] = "etcd"
+    discovery: Annotated[Discovery, BeforeValidator(discovered), OrWord(), Field(validate_default=True)] = BLANK
     etcd: Annotated[Etcd | None, BeforeValidator(_etcd_wanted), Field(validate_default=True)] = BLANK
     planes: Planes = Planes()
     frontend: Annotated[Frontend, Field(validate_default=True)] = BLANK
@@ -283,13 +234,13 @@ def parse_deployment(
 def _disagreements(deployment: Deployment, document: Document) -> Iterator[Problem]:
     # Asked only of a file whose sections are right one by one: about a wrong host nothing more can be said.
     hosts, etcd, frontend = deployment.hosts, deployment.etcd, deployment.frontend
-    if deployment.discovery == "file" and len(hosts) > 1:
+    if deployment.discovery.backend == "file" and len(hosts) > 1:
         text = f"found 'file', allowed: etcd, as this deployment uses several hosts ({', '.join(hosts)})"
         yield document.problem(("discovery",), text)
     yield from _door_problems(frontend, etcd, document)
     yield from gpu_problems(deployment.models, document)
     for index, model in enumerate(deployment.models):
-        if model.on_lost == "replace" and (why := _nowhere(model, deployment.discovery)):
+        if model.on_lost == "replace" and (why := _nowhere(model, deployment.discovery.backend)):
             yield document.problem(("models", index, "on_lost"), f"found 'replace', allowed: wait, as {why}")
 
 

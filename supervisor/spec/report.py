@@ -63,13 +63,16 @@ def _unknown_key(loc: Loc, document: Document, root: type[Section]) -> Problem:
     if section and key in section.never:
         text = f"found the key {show(key)}, allowed: only of a model; never of this, as {section.never[key]}"
         return Problem(document.path, place, where(loc[:-1]), text)
+    if section and key in section.elsewhere:
+        text = f"found the key {show(key)}, allowed: not in this file; {section.elsewhere[key]}"
+        return Problem(document.path, place, where(loc[:-1]), text)
     text = f"unknown key {show(key)}{did_you_mean(key, fields)}; allowed: {listed(fields)}"
     return Problem(document.path, place, where(loc[:-1]), text)
 
 
 def _found(loc: Loc, value: object) -> str:
-    # Somebody will put a token into env one day, and a typing mistake must not put it on a screen.
-    return kind(value) if "env" in loc else show(value)
+    # Somebody will put a token into env one day, or a password into a URL, and a mistake must not put it on a screen.
+    return kind(value) if "env" in loc or ("endpoints" in loc and "@" in str(value)) else show(value)
 
 
 def _phrase(root: type[Section], loc: Loc) -> str:

@@ -76,6 +76,13 @@ def not_yet(plan: str) -> PydanticCustomError:
     return PydanticCustomError("not_yet", "{phrase}", {"phrase": plan})
 
 
+def distinct(value: tuple[str, ...]) -> tuple[str, ...]:
+    """A list of hosts that names none twice."""
+    if len(set(value)) < len(value):
+        raise allowed("each host once")
+    return value
+
+
 def planned(values: Collection[object], plan: str) -> BeforeValidator:
     """Refuses values that a later version will know, as "not yet" and not as wrong."""
 
@@ -95,6 +102,7 @@ class Section(BaseModel):
 
     not_yet: ClassVar[Mapping[str, str]] = {}  # key -> what a later version will do with it
     never: ClassVar[Mapping[str, str]] = {}  # key of another section -> why not of this one
+    elsewhere: ClassVar[Mapping[str, str]] = {}  # key of no section -> what to write instead, and where
 
     @model_validator(mode="before")
     @classmethod

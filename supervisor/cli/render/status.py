@@ -111,13 +111,13 @@ def gpus(status: Status, look: Look) -> list[str]:
 
 
 def hosts(status: Status, look: Look) -> list[str]:
-    bad = [h for h in status["hosts"] if h["state"] != "up" or h.get("reason") or "leaving" in h]
+    bad = [h for h in status["hosts"] if h["state"] != "up" or h.get("reason") or "leaving" in h or "etcd" in h]
     rows = []
     for host in bad[:MOST]:
         heard = "never heard" if host["asof"] is None else f"last heard {duration(status['asof'] - host['asof'])} ago"
         lead = [Cell(f"host {plain(host['name'])}"), Cell(plain(host["state"]), "warn")]
         leaves = f"is shutting down {since(host['leaving']['since'], status['asof'])}" if "leaving" in host else ""
-        story = (heard if host["state"] != "up" else "", leaves, plain(host.get("reason", "")))
+        story = (heard if host["state"] != "up" else "", leaves, plain(host.get("reason", "")), plain(host.get("etcd", "")))
         rows.append([*lead, Cell(", ".join(filter(None, story)))])
     ends = [h for h in status["hosts"] if h["state"] == "up" and h.get("logout", {}).get("remedy")]
     for host in ends[: MOST - len(rows)]:

@@ -30,6 +30,7 @@ def troubles(status: Status) -> list[Trouble]:
     found = [*controller(status), *(silent_host(status, h) for h in silent(status)), *processes(status)]
     found += [ailing_host(h) for h in status["hosts"] if h["state"] == "up" and h.get("reason")]
     found += [leaving_host(h, status["asof"]) for h in status["hosts"] if "leaving" in h]
+    found += etcd_elsewhere(status)
     found += unplaced(status)
     found += logouts(status)
     return sorted(found, key=lambda t: (t.at is None, t.at or 0.0))
@@ -80,6 +81,17 @@ def logouts(status: Status) -> Iterable[Trouble]:
         shown = [plain(name) for name in names]
         says = f"Not safe from a logout on {listing(shown)}: {why}."
         yield Trouble(None, frozenset(names), says, next=tuple(f"ssh {name} {remedy}" for name in shown[:COMMANDS]))
+
+
+def etcd_elsewhere(status: Status) -> Iterable[Trouble]:
+    """An etcd that is not ours cannot be used; one paragraph for all hosts from which that looks the same."""
+    alike: dict[str, list[str]] = {}
+    for host in status["hosts"]:
+        if "etcd" in host:
+            alike.setdefault(plain(host["etcd"]), []).append(host["name"])
+    for why, names in alike.items():
+        says = f"Nothing is started on {listing([plain(name) for name in names])} before it can use its etcd: {why}."
+        yield Trouble(None, frozenset(names), says, next=("noray status",))
 
 
 def ailing_host(host: HostStatus) -> Trouble:

@@ -1,0 +1,127 @@
+"""What every Dynamo process of a deployment leans on: discovery, the etcd that serves it, and the planes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Field, GetJsonSchemaHandler, PrivateAttr, ValidationInfo
+from pydantic_core import CoreSchema
+
+from supervisor.spec.words import BLANK, HostOrFirst, Port, Says, Section, allowed, not_yet, planned
+
+
+def _next_port(value: object, info: ValidationInfo) -> object:
+    return info.data.get("port", 2379) + 1 if value is None else value
+
+
+def _other_port(value: int, info: ValidationInfo) -> int:
+    if value == info.data.get("port"):
+        raise allowed("a port other than etcd.port")
+    return value
+
+
+def _one(value: object) -> object:
+    if type(value) is int and value > 1:
+        raise not_yet("more than one; this version runs 1")
+    return value
+
+
+Ttl = Annotated[int, Field(ge=1, le=86_400), Says("whole seconds: an integer from 1 to 86400")]
+ENDPOINT = "the URL of a member, such as http://10.0.0.5:2379 or https://etcd-1.lab:2379"
+DISCOVERIES = ("etcd", "file")
+CREDENTIALS = "ETCD_AUTH_USERNAME and ETCD_AUTH_PASSWORD stand in the env_file of the hosts"
+
+One = Annotated[int, Field(ge=1, le=1), Says("1"), BeforeValidator(_one)]
+
+
+class Etcd(Section):
+    """The etcd that noray runs for this deployment. `lease_ttl` is in whole seconds."""
+
+    never: ClassVar[Mapping[str, str]] = {"on_lost": "its data is where it ran", "lost_after": "its data is where it ran"}
+
+    host: HostOrFirst = BLANK
+    port: Port = 2379
+    peer_port: Annotated[Port, BeforeValidator(_next_port), AfterValidator(_other_port), Field(validate_default=True)] = BLANK
+    members: One = 1
+    lease_ttl: Ttl = 60
+
+
+class Planes(Section):
+    """How Dynamo's processes talk to each other."""
+
+    request: Annotated[Literal["tcp"], Says("tcp"), planned(("nats", "http"), "request: nats and http")] = "tcp"
+    event: Annotated[Literal["zmq"], Says("zmq"), planned(("nats",), "event: nats")] = "zmq"
+
+
+def _endpoint(value: str) -> str:
+    try:
+        found = urlsplit(value)
+        port = found.port or 2379
+    except ValueError:
+        raise allowed(ENDPOINT) from None
+    if "@" in found.netloc:
+        raise allowed(f"no user in it: {CREDENTIALS}")
+    if found.scheme not in ("http", "https") or not found.hostname or found.path.strip("/") or found.query or found.fragment:
+        raise allowed(ENDPOINT)
+    host = f"[{found.hostname}]" if ":" in found.hostname else found.hostname
+    return f"{found.scheme}://{host}:{port}"
+
+
+def _alike(value: tuple[str, ...]) -> tuple[str, ...]:
+    if len({url.partition(":")[0] for url in value}) > 1:
+        raise allowed("all http or all https")
+    if len(set(value)) < len(value):
+        raise allowed("each member once")
+    return value
+
+
+class Discovery(Section):
+    """Where Dynamo's processes find each other: an etcd of ours, a directory, or the members of an etcd that others run.
+
+    `lease_ttl` is in whole seconds. Credentials stand in env files.
+    """
+
+    elsewhere: ClassVar[Mapping[str, str]] = {"user": CREDENTIALS, "username": CREDENTIALS, "password": CREDENTIALS}
+
+    endpoints: Annotated[
+        tuple[Annotated[str, Says(ENDPOINT), AfterValidator(_endpoint)], ...],
+        Field(min_length=1),
+        AfterValidator(_alike),
+    ]
+    lease_ttl: Ttl = 60
+    _word: str = PrivateAttr("")
+
+    @classmethod
+    def named(cls, word: str) -> Discovery:
+        made = cls.model_construct(endpoints=())
+        made._word = word
+        return made
+
+    @property
+    def backend(self) -> str:
+        """As Dynamo calls it: etcd or file."""
+        return self._word or "etcd"
+
+    @property
+    def ours(self) -> bool:
+        """An etcd that noray runs."""
+        return self._word == "etcd"
+
+
+class OrWord:
+    """In the schema: a word instead of the section."""
+
+    def __get_pydantic_json_schema__(self, source: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"anyOf": [{"enum": list(DISCOVERIES), "type": "string"}, handler(source)]}
+
+
+def discovered(value: object) -> object:
+    if isinstance(value, dict | Discovery):
+        return value
+    if value is None:
+        return Discovery.named("etcd")
+    if value not in DISCOVERIES:
+        raise allowed("etcd, file, or the endpoints of an external etcd ({endpoints: [http://10.0.0.5:2379]})")
+    return Discovery.named(str(value))
