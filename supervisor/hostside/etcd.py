@@ -20,7 +20,12 @@ PORT = 2379
 USER, PASSWORD = "ETCD_AUTH_USERNAME", "ETCD_AUTH_PASSWORD"
 PREFIXES = ("v1/", "noray/")  # what Dynamo reads and writes, and what we keep aside
 WANTS_USER = "user name is empty"
-HINTS = {WANTS_USER: "it wants a user: %s and %s in the env_file" % (USER, PASSWORD)}
+NO_HTTP = "not an HTTP answer"
+HINTS = {
+    WANTS_USER: "it wants a user: %s and %s in the env_file" % (USER, PASSWORD),
+    NO_HTTP: "it does not speak plain http; perhaps https",
+}
+NOBODY = "no etcd answered: "
 
 
 class Member:
@@ -91,7 +96,7 @@ def each(target: Mapping[str, Any], timeout_s: float, work: Callable[[Member], T
             return work(Member(url, target, timeout_s))
         except (OSError, ValueError) as error:
             errors.append("%s: %s" % (url, why(error)))
-    raise OSError("no etcd answered: " + "; ".join(errors))
+    raise OSError(NOBODY + "; ".join(errors))
 
 
 def judge(status: int, body: bytes) -> Dict[str, Any]:
@@ -148,7 +153,7 @@ def probe(target: Mapping[str, Any], timeout_s: float) -> bytes:
         each(target, timeout_s, _try)
         return b'""'
     except OSError as error:
-        return json.dumps(str(error)).encode()
+        return json.dumps(str(error)[len(NOBODY) :]).encode()
 
 
 def _try(member: Member) -> None:

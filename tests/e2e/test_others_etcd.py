@@ -11,7 +11,11 @@ import pytest
 from tests.e2e.lab import Lab, free_ports, send, until
 from tests.fakes.etcd import USER, OthersEtcd
 
-THEIRS = {"theirs/config": "kept", "v1/instances/other_mock/backend/generate/1": "{}", "noray/cordoned/v1/instances/other_x": "{}"}
+THEIRS = {
+    "theirs/config": "kept",
+    "v1/instances/other_mock/backend/generate/1": "{}",
+    "noray/cordoned/v1/instances/other_x": "{}",
+}
 
 
 @pytest.fixture
@@ -59,7 +63,7 @@ def test_it_serves_fences_and_stops_and_leaves_what_is_theirs(etcd: OthersEtcd, 
     lab.chat()
     assert USER[1] not in lab.noray("plan", "-v", *lab.files).stdout
     lab.down()
-    left = etcd.keys()
+    left = etcd.all()
     assert {key: left.get(key) for key in THEIRS} == THEIRS
     assert [key for key in left if f"{lab.name}_" in key] == []
     told = [file for file in lab.place.rglob("*") if file.is_file() and file.name != "secrets.env"]
@@ -71,7 +75,7 @@ def run(status, name: str) -> str | None:  # type: ignore[no-untyped-def]
 
 
 def instances(etcd: OthersEtcd, lab: Lab) -> list[str]:
-    return [key for key in etcd.keys() if key.startswith(f"v1/instances/{lab.name}_mock/backend/generate/")]
+    return [key for key in etcd.all() if key.startswith(f"v1/instances/{lab.name}_mock/backend/generate/")]
 
 
 @pytest.mark.parametrize("etcd", [{"users": True}], indirect=True, ids=["users"])

@@ -26,9 +26,14 @@ READY_S = 30.0
 
 
 class OthersEtcd:
-    """Inside `with`: it is up. `users`: it wants a login, and USER may do what Dynamo does. `tls`: it wants a client's certificate."""
+    """Inside `with`: it is up.
 
-    def __init__(self, place: Path, ports: list[int], address: str = "127.0.0.1", *, users: bool = False, tls: bool = False) -> None:
+    `users`: it wants a login, and USER may do what Dynamo does. `tls`: it wants a client's certificate.
+    """
+
+    def __init__(
+        self, place: Path, ports: list[int], address: str = "127.0.0.1", *, users: bool = False, tls: bool = False
+    ) -> None:
         """`ports`: for clients and for itself."""
         self.place = place
         self.certificates = Certificates(place / "certificates", address) if tls else None
@@ -58,7 +63,9 @@ class OthersEtcd:
             self._process = subprocess.Popen(argv, stdout=log, stderr=log)
         end = time.monotonic() + READY_S
         while not self._healthy():
-            assert self._process.poll() is None and time.monotonic() < end, (self.place / "etcd.log").read_text()[-2000:]
+            said = (self.place / "etcd.log").read_text()[-2000:]
+            assert self._process.poll() is None, said
+            assert time.monotonic() < end, said
             time.sleep(0.02)
 
     def kill(self) -> None:
@@ -71,7 +78,11 @@ class OthersEtcd:
         """What an env_file says of it."""
         if self.certificates is not None:
             own = self.certificates
-            return {"ETCD_AUTH_CA": str(own.ca), "ETCD_AUTH_CLIENT_CERT": str(own.client), "ETCD_AUTH_CLIENT_KEY": str(own.client_key)}
+            return {
+                "ETCD_AUTH_CA": str(own.ca),
+                "ETCD_AUTH_CLIENT_CERT": str(own.client),
+                "ETCD_AUTH_CLIENT_KEY": str(own.client_key),
+            }
         return dict(zip(("ETCD_AUTH_USERNAME", "ETCD_AUTH_PASSWORD"), USER, strict=True)) if self._users else {}
 
     # --- as its owner -----------------------------------------------------------------------------------------------------
@@ -86,7 +97,7 @@ class OthersEtcd:
     def put(self, key: str, value: str) -> None:
         self.post("/v3/kv/put", key=_64(key), value=_64(value))
 
-    def keys(self) -> dict[str, str]:
+    def all(self) -> dict[str, str]:
         found = self.post("/v3/kv/range", key=_64("\0"), range_end=_64("\0")).get("kvs", [])
         return {_text(kv["key"]): _text(kv.get("value", "")) for kv in found}
 

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import pytest
 
-from supervisor.hostside import fence
+from supervisor.hostside.etcd import judge
 from tests.hostside.driver import PY, Host, Link, wait_for
 from tests.hostside.etcd import PREFIX, Etcd
 
@@ -127,8 +127,8 @@ def test_a_file_store(host: Host, link: Link) -> None:
 
 
 def test_judge() -> None:
-    assert fence.judge(200, b'{"header":{}}') == {"header": {}}
-    assert fence.judge(404, b'{"code":5,"message":"requested lease not found"}')["code"] == 5
+    assert judge(200, b'{"header":{}}') == {"header": {}}
+    assert judge(404, b'{"code":5,"message":"requested lease not found"}')["code"] == 5
     for status, body in ((500, b'{"message":"etcdserver: no leader"}'), (200, b"[]"), (200, b"<html>"), (502, b"{}")):
         with pytest.raises(ValueError, match=r"."):
-            fence.judge(status, body)
+            judge(status, body)

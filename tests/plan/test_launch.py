@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
 
+from supervisor.errors import FileError
 from supervisor.plan.launch import HostFacts, Launch, launch
 from tests.plan.files import alone, deployment, hosts, plan
 
@@ -148,6 +150,76 @@ def test_a_worker_is_fenced_by_its_own_instance_key_in_its_own_namespace() -> No
         "prefix": "v1/instances/lab_qwen/",
         "address": "10.1.0.12:${port.rpc}",
     }
+
+
+# --- an etcd that others run ----------------------------------------------------------------------------------------------
+
+USERS = {"ETCD_AUTH_USERNAME": "u", "ETCD_AUTH_PASSWORD": "hush-hush"}
+FILES = {"ETCD_AUTH_CA": "/e/ca.pem", "ETCD_AUTH_CLIENT_CERT": "/e/c.pem", "ETCD_AUTH_CLIENT_KEY": "/e/c.key"}
+
+
+def theirs(url: str) -> dict[str, Any]:
+    return deployment(discovery={"endpoints": [url], "lease_ttl": 30})
+
+
+def test_every_process_is_told_of_an_etcd_that_others_run_and_none_of_it_is_ours() -> None:
+    deployed = theirs("http://10.9.0.5")
+    assert not [p for p in plan(deployed).processes.values() if p.wanted.kind == "etcd"]
+    for name in plan(deployed).processes:
+        made = launched(name, deployed=deployed, secrets=USERS)
+        assert (made.env["ETCD_ENDPOINTS"], made.env["ETCD_LEASE_TTL"]) == ("http://10.9.0.5:2379", "30")
+        assert made.env | USERS == made.env
+        assert "10.9.0.5" in made.env["no_proxy"].split(",")
+        assert "hush-hush" not in json.dumps(made.spec)
+    fence: Any = launched(deployed=deployed, secrets=USERS).spec["fence"]
+    assert (fence["kind"], fence["urls"]) == ("etcd", ["http://10.9.0.5:2379"])
+
+
+def test_of_certificates_a_process_is_given_what_stands_in_the_files() -> None:
+    made = launched(deployed=theirs("https://e.lab"), secrets=FILES)
+    assert (made.env | FILES, made.spec["contents"]) == (made.env, list(FILES))
+    fence: Any = made.spec["fence"]
+    assert fence["tls"] == {"ca": "/e/ca.pem", "cert": "/e/c.pem", "key": "/e/c.key"}
+
+
+def test_credentials_of_others_are_nothing_to_an_etcd_of_ours() -> None:
+    assert not [key for key in launched(secrets=USERS).env if key.startswith("ETCD_AUTH")]
+
+
+@pytest.mark.parametrize(
+    ("url", "secrets", "why"),
+    [
+        ("http://h", {"ETCD_AUTH_USERNAME": "u"}, "needs ETCD_AUTH_PASSWORD"),
+        ("http://h", FILES, "ETCD_AUTH_CA in the env_file of gpu02, and http://h:2379"),
+        ("https://h", {}, "needs ETCD_AUTH_CA and ETCD_AUTH_CLIENT_CERT and ETCD_AUTH_CLIENT_KEY"),
+        ("https://h", {**FILES, **USERS}, "ETCD_AUTH_USERNAME in the env_file of gpu02, and https://h:2379"),
+        (
+            "https://h",
+            {**FILES, "ETCD_AUTH_CLIENT_KEY": "c.key"},
+            "ETCD_AUTH_CLIENT_KEY in the env_file of gpu02 is no absolute path",
+        ),
+    ],
+)
+def test_what_dynamo_could_not_log_in_with_is_refused(url: str, secrets: dict[str, str], why: str) -> None:
+    with pytest.raises(FileError, match=re.escape(why)) as refused:
+        launched(deployed=theirs(url), secrets=secrets)
+    assert "hush" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"deployed": deployment(env=USERS)},
+        {"deployed": deployment({"env": USERS})},
+        {"deployed": deployment(frontend={"env": USERS})},
+        {"inventory": hosts(gpu01={"env": USERS})},
+    ],
+    ids=["deployment", "model", "frontend", "host"],
+)
+def test_credentials_stand_in_no_file_that_is_not_secret(files: dict[str, Any]) -> None:
+    with pytest.raises(FileError, match="must not stand there") as refused:
+        launched(**files)
+    assert "hush" not in str(refused.value)
 
 
 def test_without_etcd_it_is_fenced_by_its_files() -> None:

@@ -18,6 +18,7 @@ import pytest
 from supervisor.core.actions import Route
 from supervisor.core.facts import Fact, Routed, Sighting, Witnessed
 from supervisor.errors import HostUnreachable
+from supervisor.hostside.etcd import ask as ask_member
 from supervisor.plan.build import Plan
 from supervisor.probes.ask import HttpRequest
 from supervisor.runtime.hostlink import Door, HostLink
@@ -51,6 +52,7 @@ class Near:
     def __init__(self, name: str) -> None:
         self.name = name
         self.away = self.blind = False
+        self.urls: list[str] = []
 
     async def http(self, address: str, port: int, ask: HttpRequest, timeout_s: float) -> tuple[int, bytes]:
         if self.away:
@@ -69,6 +71,13 @@ class Near:
                 return 0, str(error).encode()
 
         return await anyio.to_thread.run_sync(get)
+
+    async def etcd(self, ask: HttpRequest, timeout_s: float) -> tuple[int, bytes]:
+        """As its host side asks one that is not ours."""
+        if self.away:
+            raise HostUnreachable("away")
+        said = json.loads(await anyio.to_thread.run_sync(ask_member, {"urls": self.urls}, ask.path, ask.body, timeout_s))
+        return said["status"], (said["error"] or said["body"]).encode("latin-1")
 
     async def dial(self, doors: Sequence[tuple[str, int]], timeout_s: float) -> list[Door]:
         if self.away or self.blind:
@@ -122,10 +131,13 @@ class Site:
 
 
 @asynccontextmanager
-async def world(etcd: Etcd, discovery: str = "etcd") -> AsyncIterator[Site]:
+async def world(etcd: Etcd, discovery: str = "etcd", theirs: bool = False) -> AsyncIterator[Site]:
     send, facts = anyio.create_memory_object_stream[Fact](100)
     links = {"w": Near("w"), "f": Near("f")}
-    plan = SimpleNamespace(deployment="lab", discovery=discovery, addresses={"w": HERE}, processes={}, etcd_urls=(etcd.url,))
+    ours = {"deployment": "lab", "addresses": {"w": HERE}, "processes": {}, "etcd_urls": (etcd.url,), "external": theirs}
+    plan = SimpleNamespace(discovery=discovery, **ours)
+    for link in links.values():
+        link.urls = ["http://127.0.0.1:1", etcd.url] if theirs else []
     etcd.clear()
     async with send, facts, anyio.create_task_group() as tasks:
         named = cast("dict[str, HostLink]", links)
@@ -137,8 +149,9 @@ async def world(etcd: Etcd, discovery: str = "etcd") -> AsyncIterator[Site]:
         tasks.cancel_scope.cancel()
 
 
-async def test_who_is_taken_out_is_found_by_nobody_and_put_back_as_he_was(etcd: Etcd) -> None:
-    async with world(etcd) as site:
+@pytest.mark.parametrize("theirs", [False, True], ids=["ours", "of others"])
+async def test_who_is_taken_out_is_found_by_nobody_and_put_back_as_he_was(etcd: Etcd, theirs: bool) -> None:
+    async with world(etcd, theirs=theirs) as site:
         one, two = site.ports[:2]
         assert await site.route(out={one}) == Routed("w", out=frozenset({one}))
         moved = {("noray/cordoned/" if key == site.key(0) else "") + key: kept for key, kept in site.keys.items()}

@@ -45,7 +45,7 @@ def test_the_lab_is_what_it_says() -> None:
     inventory = load_inventory(LAB / "hosts.yaml")
     lab = load_deployment(LAB / "deployment.yaml", inventory)
     assert lab.etcd is not None
-    assert (lab.name, lab.discovery, lab.etcd.host, lab.etcd.peer_port) == ("lab", "etcd", "here", 2380)
+    assert (lab.name, lab.discovery.backend, lab.etcd.host, lab.etcd.peer_port) == ("lab", "etcd", "here", 2380)
     assert (lab.frontend.hosts, lab.frontend.port, lab.frontend.args) == (("here",), 8000, {"router_mode": "round-robin"})
     (mock,) = lab.models
     assert (mock.name, mock.served_as, mock.replicas, mock.hosts) == ("mock", "mock-model", 2, ("here",))
@@ -111,6 +111,12 @@ def test_an_alias_may_share_arguments() -> None:
         f"  - {{name: m{i}, model: /m, engine: mocker, args: {ref}}}\n" for i, ref in enumerate(("&a {x: 1}", "*a"))
     )
     assert [m.args for m in parsed(twice).models] == [{"x": 1}, {"x": 1}]
+
+
+DISCOVERY = "etcd, file, or the endpoints of an external etcd ({endpoints: [http://10.0.0.5:2379]})"
+ENDPOINTS = "6:24: discovery.endpoints"
+MEMBER = "the URL of a member, such as http://10.0.0.5:2379 or https://etcd-1.lab:2379"
+LOGIN = "ETCD_AUTH_USERNAME and ETCD_AUTH_PASSWORD stand in the env_file of the hosts"
 
 
 @pytest.mark.parametrize("change", [("replicas", 3), ("name", "x")])
@@ -196,7 +202,17 @@ def test_what_is_parsed_does_not_change(change: tuple[str, Any]) -> None:
             "6:18: frontend.bind: found 'here', allowed: an IP address of the host, such as 10.1.0.11 or 0.0.0.0",
         ),
         (top("frontend: {replicas: true}"), "6:22: frontend.replicas: found true, allowed: an integer from 1 to 100"),
-        (top("discovery: consul"), "6:12: discovery: found 'consul', allowed: etcd or file"),
+        (top("discovery: consul"), f"6:12: discovery: found 'consul', allowed: {DISCOVERY}"),
+        (top("discovery: {endpoints: [a]}"), f"6:25: discovery.endpoints[0]: found 'a', allowed: {MEMBER}"),
+        (top("discovery: {endpoints: [http://h/x]}"), f"6:25: discovery.endpoints[0]: found 'http://h/x', allowed: {MEMBER}"),
+        (top("discovery: {endpoints: [http://h, https://h]}"), f"{ENDPOINTS}: found a list, allowed: all http or all https"),
+        (top("discovery: {endpoints: [http://h, http://h:2379]}"), f"{ENDPOINTS}: found a list, allowed: each member once"),
+        (top("discovery: {endpoints: []}"), f"{ENDPOINTS}: found an empty list, allowed: at least one entry"),
+        (
+            top("discovery: {endpoints: [http://u:pw@h]}"),
+            f"6:25: discovery.endpoints[0]: found text, allowed: no user in it: {LOGIN}",
+        ),
+        (top("discovery: {lease_ttl: 5}"), "6:12: discovery.endpoints: missing, allowed: a list with at least one entry"),
         (top("planes: {event: kafka}"), "6:17: planes.event: found 'kafka', allowed: zmq"),
         (
             model("model: ~/m").replace("    model: /models/q\n", ""),
@@ -257,7 +273,6 @@ NOT_YET = "not yet built in this version (planned: "
         (model("loras: []"), f"6:5: models[0].loras: {NOT_YET}LoRA"),
         (top("planes: {request: nats}"), f"6:19: planes.request: found 'nats': {NOT_YET}request: nats"),
         (top("planes: {event: nats}"), f"6:17: planes.event: found 'nats': {NOT_YET}event: nats"),
-        (top("discovery: {endpoints: [a]}"), f"6:12: discovery: found a mapping: {NOT_YET}an external etcd"),
         (top("etcd: {members: 3}"), f"6:17: etcd.members: found 3: {NOT_YET}more than one; this version runs 1)"),
         (
             GOOD.replace("mocker", "sglang"),
@@ -364,7 +379,7 @@ def test_names_that_only_look_alike_do_not_clash() -> None:
 def test_file_discovery_is_for_one_host_and_without_etcd() -> None:
     text = top("discovery: file")
     d = parse_deployment(text, ONE)
-    assert (d.discovery, d.etcd) == ("file", None)
+    assert (d.discovery.backend, d.etcd) == ("file", None)
     assert parsed(model("host: gpu01") + "discovery: file\n").hosts == ("gpu01",)
     assert deployment_errors(text) == [
         "d.yaml:6:12: discovery: found 'file', allowed: etcd, as this deployment uses several hosts (gpu01, gpu02)"
@@ -499,6 +514,18 @@ def test_labels_that_choose_nobody(keys: str, error: str) -> None:
 )
 def test_who_may_be_stood_in_for(lines: str, error: str) -> None:
     assert deployment_errors(lines) == [f"d.yaml:{error}"]
+
+
+def test_an_etcd_that_others_run() -> None:
+    found = parsed(top("discovery: {endpoints: ['http://10.0.0.5:2379/', 'http://[::1]', 'http://e.lab:1'], lease_ttl: 30}"))
+    assert found.discovery.endpoints == ("http://10.0.0.5:2379", "http://[::1]:2379", "http://e.lab:1")
+    assert (found.etcd, found.discovery.backend, found.discovery.lease_ttl) == (None, "etcd", 30)
+    assert deployment_errors(top("discovery: {endpoints: [http://h], password: x}")) == [
+        f"d.yaml:6:36: discovery: found the key 'password', allowed: not in this file; {LOGIN}"
+    ]
+    assert deployment_errors(top("discovery: {endpoints: [http://h]}") + "etcd: {host: gpu01}\n") == [
+        "d.yaml:7:7: etcd: found a mapping, allowed: no etcd section with an external etcd"
+    ]
 
 
 def test_with_file_discovery_nobody_can_stand_in() -> None:
