@@ -10,6 +10,7 @@ import pytest
 
 from tests.e2e.lab import Lab, free_ports, send, until
 from tests.fakes.etcd import USER, OthersEtcd
+from tests.hosts.bed import Bed, missing
 
 THEIRS = {
     "theirs/config": "kept",
@@ -107,3 +108,28 @@ def test_a_controller_that_waits_starts_everything_as_soon_as_it_can_be_used(etc
     lab.ready()
     lab.chat()
     lab.down()
+
+
+@pytest.mark.root
+def test_who_is_cut_off_is_cordoned_there_too_and_comes_back(place: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    if why := missing():
+        pytest.skip(why)
+    etcd = OthersEtcd(tmp_path_factory.mktemp("e"), free_ports(2), "10.77.0.1", users=True)
+    lab = Lab(place, etcd=None, discovery={"endpoints": [etcd.url]})
+    with etcd, Bed(lab.place, ["a", "b", "c"], env={"NORAY_TEST": lab.mark}) as bed, lab:
+        lab.over(bed)
+        tell(lab, **etcd.login)
+        lab.deployment["frontend"] |= {"host": "a"}
+        lab.deployment["models"] = [lab.service(replicas=2, hosts=["b", "c"])]
+        lab.write()
+        lab.up()
+        before = {p["name"]: p["run"] for p in lab.ready()["processes"]}
+        bed["c"].wire.partition()
+        lab.wait(lambda s: {p["name"] for p in s["processes"] if p["cordoned"]} == {"mock-1"})
+        assert len(instances(etcd, lab)) == 1
+        bed["c"].wire.heal()
+        after = lab.ready()
+        assert {p["name"]: p["run"] for p in after["processes"]} == before
+        assert len(instances(etcd, lab)) == 2
+        lab.down()
+        assert [key for key in etcd.all() if f"{lab.name}_" in key] == []
