@@ -102,7 +102,7 @@ def build(
     addresses = {name: _address(host, alone=len(hosts) == 1) for name, host in hosts.items()}
     checks.no_credentials(deployment, hosts)
     etcd, discovery = deployment.etcd, deployment.discovery
-    urls = (f"http://{_bracket(addresses[etcd.host])}:{etcd.port}",) if etcd else discovery.endpoints
+    members = tuple(f"http://{_bracket(addresses[host])}:{etcd.port}" for host in etcd.hosts) if etcd else ()
     plan = Plan(
         deployment=deployment.name,
         discovery=discovery.backend,
@@ -110,7 +110,7 @@ def build(
         hosts=hosts,
         addresses=addresses,
         processes={},
-        etcd_urls=urls,
+        etcd_urls=members or discovery.endpoints,
         external=bool(discovery.endpoints),
         request_plane=deployment.planes.request,
         event_plane=deployment.planes.event,
@@ -166,8 +166,11 @@ def _placed(
 def _processes(deployment: Deployment, addresses: Mapping[str, str], seats: Mapping[str, Seat]) -> Iterator[PlannedProcess]:
     if deployment.etcd:
         etcd = deployment.etcd
-        options: dict[str, object] = {"name": "etcd-0", "client_port": etcd.port, "peer_port": etcd.peer_port}
-        yield _process("etcd", "etcd", etcd.host, 0, options, {})
+        peers = {f"etcd-{n}": f"http://{_bracket(addresses[host])}:{etcd.peer_port}" for n, host in enumerate(etcd.hosts)}
+        for number, (name, host) in enumerate(zip(peers, etcd.hosts, strict=True)):
+            options: dict[str, object] = {"name": name, "client_port": etcd.port, "peer_port": etcd.peer_port}
+            options |= {"peers": peers} if len(peers) > 1 else {}
+            yield _process("etcd", "etcd", host, number, options, {})
     front = deployment.frontend
     checks.owned("frontend", "frontend", front.args, front.extra_args)
     synced = dict(front.args)

@@ -15,6 +15,11 @@ def etcd_healthy(status: int, body: bytes) -> Verdict:
     return Verdict(False, f"etcd is not healthy: {text(found.get('reason')) or excerpt(status, body)}")
 
 
+def etcd_leaderless(status: int, body: bytes) -> bool:
+    """It lives, and waits for other members: with no majority of them there is no leader."""
+    return "NO LEADER" in text(mapping(obj(body)).get("reason"))
+
+
 def frontend_live(status: int, body: bytes) -> Verdict:
     """Live from its HTTP server's first moment until SIGTERM. Says nothing about models or workers."""
     found = mapping(obj(body))

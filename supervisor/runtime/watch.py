@@ -169,7 +169,8 @@ class _Watch:
 
 async def _look(subject: Subject, word: tuple[int, bytes], last: Found) -> Found:
     if subject.kind == "etcd":
-        return _alone("healthy", judge.etcd_healthy(*word))
+        found = _alone("healthy", judge.etcd_healthy(*word))
+        return replace(found, well=found.well or judge.etcd_leaderless(*word))
     if subject.kind == "frontend":
         verdict = judge.frontend_live(*word)
         if not verdict.ok or last.ready:

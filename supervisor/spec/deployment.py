@@ -201,7 +201,7 @@ class Deployment(Section):
     @property
     def hosts(self) -> tuple[str, ...]:
         """Every host that this deployment may use, in the order it names them."""
-        named = [self.etcd.host] if self.etcd else []
+        named = [*(self.etcd.hosts if self.etcd else ())]
         named += [*self.frontend.hosts, *(host for model in self.models for host in model.hosts)]
         return tuple(dict.fromkeys(named))
 
@@ -255,7 +255,7 @@ def _nowhere(model: Model, discovery: str) -> str:
 
 def _door_problems(frontend: Frontend, etcd: Etcd | None, document: Document) -> Iterator[Problem]:
     for replica, (host, port) in enumerate(frontend.seats):
-        taken = (etcd.port, etcd.peer_port) if etcd and etcd.host == host else ()
+        taken = (etcd.port, etcd.peer_port) if etcd and host in etcd.hosts else ()
         if port not in taken and port <= 65535:
             continue
         found = f"found {frontend.port}"

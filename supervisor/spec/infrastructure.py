@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, GetJsonSchemaHandler, PrivateAttr, ValidationInfo
 from pydantic_core import CoreSchema
 
-from supervisor.spec.words import BLANK, HostOrFirst, Port, Says, Section, allowed, not_yet, planned
+from supervisor.spec.problem import listed
+from supervisor.spec.words import BLANK, KnownHost, Port, Says, Section, allowed, context, distinct, planned
 
 
 def _next_port(value: object, info: ValidationInfo) -> object:
@@ -22,9 +23,28 @@ def _other_port(value: int, info: ValidationInfo) -> int:
     return value
 
 
-def _one(value: object) -> object:
-    if type(value) is int and value > 1:
-        raise not_yet("more than one; this version runs 1")
+def _odd(value: object) -> object:
+    if value not in MEMBERS or type(value) is not int:
+        raise allowed("1 or 3 (of three one may be away; two are no safer than one)")
+    return value
+
+
+def _seats(value: object, info: ValidationInfo) -> object:
+    """The hosts of the members: those that are named, else the first of the inventory."""
+    host, members, known = info.data.get("host"), info.data.get("members", 1), context(info).hosts
+    if host and value is not None:
+        raise allowed("host or hosts, not both")
+    if host and members > 1:
+        raise allowed(f"hosts, a list of {members}; or neither of host and hosts")
+    if value is None and len(known) < members:
+        raise allowed(f"an inventory with {members} hosts for members: {members}, each on its own (it has {listed(known)})")
+    return value if value is not None else (host,) if host else known[:members]
+
+
+def _one_each(value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+    members = info.data.get("members", 1)
+    if len(value) != members:
+        raise allowed(f"{members} of them, one for each of its members")
     return value
 
 
@@ -33,18 +53,25 @@ ENDPOINT = "the URL of a member, such as http://10.0.0.5:2379 or https://etcd-1.
 DISCOVERIES = ("etcd", "file")
 CREDENTIALS = "ETCD_AUTH_USERNAME and ETCD_AUTH_PASSWORD stand in the env_file of the hosts"
 
-One = Annotated[int, Field(ge=1, le=1), Says("1"), BeforeValidator(_one)]
+MEMBERS = (1, 3)
 
 
 class Etcd(Section):
-    """The etcd that noray runs for this deployment. `lease_ttl` is in whole seconds."""
+    """The etcd that noray runs for this deployment: one member on each of `hosts`. `lease_ttl` is in whole seconds."""
 
     never: ClassVar[Mapping[str, str]] = {"on_lost": "its data is where it ran", "lost_after": "its data is where it ran"}
 
-    host: HostOrFirst = BLANK
+    members: Annotated[Literal[1, 3], BeforeValidator(_odd)] = 1
+    host: KnownHost | None = None
+    hosts: Annotated[
+        tuple[KnownHost, ...],
+        Field(validate_default=True),
+        BeforeValidator(_seats),
+        AfterValidator(distinct),
+        AfterValidator(_one_each),
+    ] = BLANK
     port: Port = 2379
     peer_port: Annotated[Port, BeforeValidator(_next_port), AfterValidator(_other_port), Field(validate_default=True)] = BLANK
-    members: One = 1
     lease_ttl: Ttl = 60
 
 

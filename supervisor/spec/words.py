@@ -186,13 +186,6 @@ def _known(value: str, info: ValidationInfo) -> str:
 KnownHost = Annotated[str, Says("the name of a host of the inventory"), AfterValidator(_known)]
 
 
-def _first(value: object, info: ValidationInfo) -> object:
-    return context(info).hosts[0] if value is None else value
-
-
-HostOrFirst = Annotated[KnownHost, BeforeValidator(_first), Field(validate_default=True)]
-
-
 def _local_path(value: object, info: ValidationInfo) -> object:
     if not isinstance(value, str) or not value:
         return value  # refused by the type

@@ -32,6 +32,22 @@ COMMON = {
 }
 
 
+def test_one_of_three_members_of_etcd() -> None:
+    peers = {f"etcd-{n}": f"http://10.1.0.{n}:2380" for n in (10, 11, 12)}
+    member = etcd(SITE, CELL, name="etcd-11", client_port=2379, peer_port=2380, peers=peers)
+    words = dict(zip(member.argv[1::2], member.argv[2::2], strict=True))
+    assert words["--initial-cluster"] == (
+        "etcd-10=http://10.1.0.10:2380,etcd-11=http://10.1.0.11:2380,etcd-12=http://10.1.0.12:2380"
+    )
+    assert (words["--name"], words["--initial-advertise-peer-urls"]) == ("etcd-11", "http://10.1.0.11:${port.peer}")
+    # Whose peers are others must not meet the data of the ones before: etcd would obey the data.
+    other = etcd(
+        SITE, CELL, name="etcd-11", client_port=2379, peer_port=2380, peers={**peers, "etcd-12": "http://10.1.0.13:2380"}
+    )
+    assert words["--data-dir"].startswith("/var/lib/noray/lab/etcd-")
+    assert words["--data-dir"] not in (*other.argv, *etcd(SITE, CELL, name="etcd-11", client_port=1, peer_port=2).argv)
+
+
 def test_etcd() -> None:
     assert etcd(SITE, CELL, name="etcd-0", client_port=2379, peer_port=0) == LaunchSpec(
         argv=(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from supervisor.probes.judge import etcd_healthy, frontend_live, worker_ready
+from supervisor.probes.judge import etcd_healthy, etcd_leaderless, frontend_live, worker_ready
 from supervisor.probes.rim import Verdict
 from tests.probes.recorded import said
 
@@ -35,6 +35,15 @@ def test_verdicts(verdict: Verdict, ok: bool, reason: str) -> None:
 def test_a_workers_http_status_is_no_argument() -> None:
     """A mocker without our environment says 503 for ever while its endpoint is ready."""
     assert worker_ready(503, said("worker_health")[1]).ok
+
+
+def test_a_member_without_a_leader_waits_for_others() -> None:
+    """Recorded from one of three, alone."""
+    assert etcd_leaderless(503, b'{"health":"false","reason":"RAFT NO LEADER"}')
+    assert not etcd_healthy(503, b'{"health":"false","reason":"RAFT NO LEADER"}').ok
+    assert not etcd_leaderless(200, b'{"health":"true","reason":""}')
+    assert not etcd_leaderless(*said("etcd_health_alarm"))
+    assert not etcd_leaderless(*REFUSED)
 
 
 @pytest.mark.parametrize("judge", [etcd_healthy, frontend_live, worker_ready])

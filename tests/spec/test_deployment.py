@@ -45,7 +45,7 @@ def test_the_lab_is_what_it_says() -> None:
     inventory = load_inventory(LAB / "hosts.yaml")
     lab = load_deployment(LAB / "deployment.yaml", inventory)
     assert lab.etcd is not None
-    assert (lab.name, lab.discovery.backend, lab.etcd.host, lab.etcd.peer_port) == ("lab", "etcd", "here", 2380)
+    assert (lab.name, lab.discovery.backend, lab.etcd.hosts, lab.etcd.peer_port) == ("lab", "etcd", ("here",), 2380)
     assert (lab.frontend.hosts, lab.frontend.port, lab.frontend.args) == (("here",), 8000, {"router_mode": "round-robin"})
     (mock,) = lab.models
     assert (mock.name, mock.served_as, mock.replicas, mock.hosts) == ("mock", "mock-model", 2, ("here",))
@@ -54,7 +54,8 @@ def test_the_lab_is_what_it_says() -> None:
 def test_what_is_left_out_has_an_answer() -> None:
     d = parsed(GOOD)
     assert d.etcd is not None
-    assert d.etcd.model_dump() == {"host": "gpu01", "port": 2379, "peer_port": 2380, "members": 1, "lease_ttl": 60}
+    told = {"members": 1, "host": None, "hosts": ("gpu01",), "port": 2379, "peer_port": 2380, "lease_ttl": 60}
+    assert d.etcd.model_dump() == told
     assert d.planes.model_dump() == {"request": "tcp", "event": "zmq"}
     assert d.frontend.model_dump() == {
         "replicas": 1,
@@ -273,7 +274,6 @@ NOT_YET = "not yet built in this version (planned: "
         (model("loras: []"), f"6:5: models[0].loras: {NOT_YET}LoRA"),
         (top("planes: {request: nats}"), f"6:19: planes.request: found 'nats': {NOT_YET}request: nats"),
         (top("planes: {event: nats}"), f"6:17: planes.event: found 'nats': {NOT_YET}event: nats"),
-        (top("etcd: {members: 3}"), f"6:17: etcd.members: found 3: {NOT_YET}more than one; this version runs 1)"),
         (
             GOOD.replace("mocker", "sglang"),
             f"5:13: models[0].engine: found 'sglang': {NOT_YET}sglang and trtllm; this version runs engine: vllm and mocker",
@@ -514,6 +514,48 @@ def test_labels_that_choose_nobody(keys: str, error: str) -> None:
 )
 def test_who_may_be_stood_in_for(lines: str, error: str) -> None:
     assert deployment_errors(lines) == [f"d.yaml:{error}"]
+
+
+FIVE = Inventory(None, {f"h{n}": Host(f"h{n}", "local", "/opt/dynamo/bin/python", env={}) for n in range(5)})
+
+
+@pytest.mark.parametrize(
+    ("etcd", "seats"),
+    [
+        ("", ("h0",)),
+        ("host: h3", ("h3",)),
+        ("hosts: [h4]", ("h4",)),
+        ("members: 3", ("h0", "h1", "h2")),
+        ("members: 3, hosts: [h4, h0, h2]", ("h4", "h0", "h2")),
+    ],
+)
+def test_each_member_of_etcd_has_a_host_of_its_own(etcd: str, seats: tuple[str, ...]) -> None:
+    found = parse_deployment(model("hosts: [h0]") + f"etcd: {{{etcd}}}\n", FIVE)
+    assert found.etcd is not None
+    assert found.etcd.hosts == seats
+    assert set(seats) <= set(found.hosts)
+
+
+@pytest.mark.parametrize(
+    ("etcd", "error"),
+    [
+        ("members: 2", "etcd.members: found 2, allowed: 1 or 3 (of three one may be away; two are no safer than one)"),
+        ("members: true", "etcd.members: found true, allowed: 1 or 3 (of three one may be away; two are no safer than one)"),
+        ("members: 3, hosts: [gpu01, gpu02]", "etcd.hosts: found a list, allowed: 3 of them, one for each of its members"),
+        ("hosts: [gpu01, gpu02]", "etcd.hosts: found a list, allowed: 1 of them, one for each of its members"),
+        ("members: 3, hosts: [gpu01, gpu01, gpu02]", "etcd.hosts: found a list, allowed: each host once"),
+        ("host: gpu01, hosts: [gpu01]", "etcd.hosts: found a list, allowed: host or hosts, not both"),
+        ("members: 3, host: gpu01", "etcd.hosts: found nothing, allowed: hosts, a list of 3; or neither of host and hosts"),
+        (
+            "members: 3",
+            "etcd.hosts: found nothing, allowed: "
+            "an inventory with 3 hosts for members: 3, each on its own (it has gpu01, gpu02)",
+        ),
+    ],
+)
+def test_members_without_hosts_of_their_own(etcd: str, error: str) -> None:
+    (said,) = deployment_errors(top(f"etcd: {{{etcd}}}"))
+    assert said.partition(": ")[2] == error
 
 
 def test_an_etcd_that_others_run() -> None:
