@@ -104,7 +104,8 @@ def test_a_worker_that_dies_meanwhile_is_fenced_by_whoever_answers(lab: Lab) -> 
     except AssertionError:
         print(lab.noray("events", code=None).stdout)
         print(lab.noray("logs", worker["name"], code=None).stdout)
-        print(lab.noray("logs", "etcd", code=None).stdout[-6000:])
+        print(lab.noray("logs", "frontend", code=None).stdout[-9000:])
+        print(lab.noray("status", "--all", code=None).stdout)
         raise
     last = one(after, worker["name"])["last_exit"]
     assert last is not None

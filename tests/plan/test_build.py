@@ -10,12 +10,27 @@ import pytest
 from supervisor.errors import FileError
 from supervisor.plan import checks
 from supervisor.plan.build import reachable
+from supervisor.plan.launch import HostFacts, launch
 from tests.plan.files import alone, deployment, hosts, plan
+
+
+ADDRESS = {"cluster_address": "10.1.0.13", "python": "/opt/dynamo/bin/python"}
 
 
 def test_replicas_are_spread_over_their_hosts() -> None:
     where = {name: p.wanted.host for name, p in plan().processes.items()}
     assert where == {"etcd-0": "gpu01", "frontend-0": "gpu01", "qwen-0": "gpu01", "qwen-1": "gpu02", "qwen-2": "gpu01"}
+
+
+def test_three_members_of_etcd_are_on_three_hosts_and_everybody_knows_all() -> None:
+    made = plan(deployment({"hosts": ["gpu02"]}, etcd={"members": 3}), hosts(gpu03=ADDRESS))
+    members = {name: p.wanted.host for name, p in made.processes.items() if p.wanted.kind == "etcd"}
+    assert members == {"etcd-0": "gpu01", "etcd-1": "gpu02", "etcd-2": "gpu03"}
+    assert made.etcd_urls == tuple(f"http://10.1.0.{n}:2379" for n in (11, 12, 13))
+    peers = {f"etcd-{n}": f"http://10.1.0.1{n + 1}:2380" for n in range(3)}
+    assert all(made.processes[name].options["peers"] == peers for name in members)
+    fence = launch(made, "qwen-0", HostFacts("/b"), {}, "c").spec["fence"]
+    assert [url[7:16] for url in fence["urls"]] == ["10.1.0.12", "10.1.0.11", "10.1.0.13"]  # type: ignore[index]
 
 
 def test_a_model_stays_on_the_hosts_it_names() -> None:

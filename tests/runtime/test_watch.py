@@ -55,6 +55,8 @@ class World:
                 uptime = {"secs": self.looks, "nanos": self.looks}  # always another
                 body = json.dumps({"uptime": uptime, "endpoints": endpoints}, separators=(",", ":"))
                 return 503 if self.health != "ready" else 200, body.encode()
+            case 2379, "/health":
+                return (200, b'{"health":"true"}') if self.health else (503, b'{"health":"false","reason":"RAFT NO LEADER"}')
             case 18000, "/metrics":
                 labels = f'{{dynamo_endpoint="generate",worker_id="{MINE:x}"}}'
                 names = ("requests_total", "request_duration_seconds_count")
@@ -118,13 +120,14 @@ class World:
         return self.told[-1]
 
 
-async def watching(play: Callable[[World], Awaitable[None]], was_ready: bool = False) -> None:
+async def watching(play: Callable[[World], Awaitable[None]], was_ready: bool = False, kind: str = "vllm") -> None:
     async with anyio.create_task_group() as tasks:
         world = World(tasks)
         link = cast(HostLink, world)
         fronts = world.fronts = Fronts(lambda: [(link, "127.0.0.1", HTTP)] if world.front else [])
         subject = Subject(
-            process="q-0", run="r1", kind="vllm", link=link, address="127.0.0.1", ports={"system": SYSTEM, "rpc": RPC},
+            process="q-0", run="r1", kind=kind, link=link, address="127.0.0.1",
+            ports={"system": SYSTEM, "rpc": RPC, "client": 2379},
             served_as="q", stall_s=300.0, fronts=fronts, was_ready=was_ready, served=lambda: frozenset("q"),
         )  # fmt: skip
         tasks.start_soon(fronts.run)
@@ -306,3 +309,15 @@ async def test_no_completion_is_proof_that_its_own_counters_do_not_confirm() -> 
         assert not (await world.after(30)).proven
 
     await watching(play)
+
+
+async def test_a_member_of_etcd_that_waits_for_others_is_not_ill() -> None:
+    """Else it were ended for it: one of three, when the hosts of the other two are away."""
+
+    async def play(world: World) -> None:
+        told = await world.until(lambda p: True)
+        assert (told.ready, told.well) == (False, True)
+        world.health = "ready"
+        assert (await world.until(lambda p: p.ready)).well
+
+    await watching(play, kind="etcd")
