@@ -13,7 +13,6 @@ from supervisor.plan.build import reachable
 from supervisor.plan.launch import HostFacts, launch
 from tests.plan.files import alone, deployment, hosts, plan
 
-
 ADDRESS = {"cluster_address": "10.1.0.13", "python": "/opt/dynamo/bin/python"}
 
 
