@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from supervisor.kinds import etcd, frontend, mocker, vllm
+from supervisor.kinds import etcd, frontend, gateway, mocker, vllm
 from supervisor.kinds.base import Kind
 
 KINDS: Mapping[str, Kind] = MappingProxyType(
     {
         "etcd": etcd.KIND,
         "frontend": frontend.KIND,
+        "gateway": gateway.KIND,
         "mocker": mocker.KIND,
         "vllm": vllm.KIND,
     }

@@ -22,6 +22,7 @@ from supervisor.spec.gpus import seats as seats_by_hand
 
 WAITS = "waits for its hosts to tell which GPUs are free"
 
+LOOPBACK = "127.0.0.1"
 SYNC = "router_replica_sync"  # else each KV router counts the load of its own requests only
 
 
@@ -55,6 +56,7 @@ class Plan:
     processes: Mapping[str, PlannedProcess]
     etcd_urls: tuple[str, ...] = ()
     external: bool = False  # the etcd is somebody else's
+    gateway: str = ""  # where Dynamo's processes find it, if not there
     request_plane: str = "tcp"
     event_plane: str = "zmq"
     env: Mapping[str, str] = field(default_factory=dict)
@@ -112,11 +114,12 @@ def build(
         processes={},
         etcd_urls=members or discovery.endpoints,
         external=bool(discovery.endpoints),
+        gateway=f"http://{LOOPBACK}:{deployment.gateway_port}" if deployment.gateway_port else "",
         request_plane=deployment.planes.request,
         event_plane=deployment.planes.event,
         env=deployment.env,
     )
-    all_ = tuple(_processes(deployment, addresses, seats or {}))
+    all_ = tuple(_processes(deployment, plan, seats or {}))
     checks.lent((p.wanted for p in all_), hosts)
     unplaced: dict[str, Unplaced] = {}
     processes: dict[str, PlannedProcess] = {}
@@ -163,15 +166,22 @@ def _placed(
     return Unplaced(replace(wanted, host="", unplaced=why), ask)
 
 
-def _processes(deployment: Deployment, addresses: Mapping[str, str], seats: Mapping[str, Seat]) -> Iterator[PlannedProcess]:
-    if deployment.etcd:
-        etcd = deployment.etcd
+def _processes(deployment: Deployment, plan: Plan, seats: Mapping[str, Seat]) -> Iterator[PlannedProcess]:
+    options: dict[str, object]
+    addresses = plan.addresses
+    etcd = deployment.etcd
+    if etcd:
         peers = {f"etcd-{n}": f"http://{_bracket(addresses[host])}:{etcd.peer_port}" for n, host in enumerate(etcd.hosts)}
         for number, (name, host) in enumerate(zip(peers, etcd.hosts, strict=True)):
-            options: dict[str, object] = {"name": name, "client_port": etcd.port, "peer_port": etcd.peer_port}
+            options = {"name": name, "client_port": etcd.port, "peer_port": etcd.peer_port}
             options |= {"peers": peers} if len(peers) > 1 else {}
             yield _process("etcd", "etcd", host, number, options, {})
     front = deployment.frontend
+    if deployment.gateway_port:
+        options = {"port": deployment.gateway_port, "bind": LOOPBACK, "endpoints": plan.etcd_urls}
+        dynamos = dict.fromkeys((*front.hosts, *(host for model in deployment.models for host in model.hosts)))
+        for number, host in enumerate(dynamos):
+            yield _process("etcd-gateway", "gateway", host, number, options, {})
     checks.owned("frontend", "frontend", front.args, front.extra_args)
     synced = dict(front.args)
     if front.replicas > 1 and front.args.get("router_mode") == "kv" and not given(SYNC, front.args, front.extra_args):

@@ -55,7 +55,7 @@ def launch(plan: Plan, name: str, facts: HostFacts, secrets: Mapping[str, str], 
     cell = Cell(
         namespace=plan.deployment,
         discovery=plan.discovery,
-        etcd_urls=plan.etcd_urls,
+        etcd_urls=(plan.gateway,) if plan.gateway else plan.etcd_urls,
         file_kv=f"{root}/file-kv",
         lease_ttl_s=plan.lease_ttl_s,
         request_plane=plan.request_plane,

@@ -47,7 +47,7 @@ class Subject:
     def question(self) -> tuple[int, HttpRequest]:
         """What its own word is, and at which port."""
         match self.kind:
-            case "etcd":
+            case "etcd" | "gateway":
                 return self.ports["client"], ask.etcd_health()
             case "frontend":
                 return self.ports["http"], ask.frontend_live()
@@ -168,7 +168,7 @@ class _Watch:
 
 
 async def _look(subject: Subject, word: tuple[int, bytes], last: Found) -> Found:
-    if subject.kind == "etcd":
+    if subject.kind in ("etcd", "gateway"):
         found = _alone("healthy", judge.etcd_healthy(*word))
         return replace(found, well=found.well or judge.etcd_leaderless(*word))
     if subject.kind == "frontend":

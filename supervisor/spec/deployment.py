@@ -199,6 +199,16 @@ class Deployment(Section):
     models: Annotated[tuple[Model, ...], Field(min_length=1)]
 
     @property
+    def gateway_port(self) -> int | None:
+        """Where Dynamo's processes find several members of an etcd on their own host; None for one, and behind TLS, which would
+        not see the names that it was promised.
+        """
+        urls, own = self.discovery.endpoints, self.etcd
+        if own is not None:
+            return own.gateway_port if own.members > 1 else None
+        return self.discovery.gateway_port if len(urls) > 1 and urls[0].startswith("http:") else None
+
+    @property
     def hosts(self) -> tuple[str, ...]:
         """Every host that this deployment may use, in the order it names them."""
         named = [*(self.etcd.hosts if self.etcd else ())]
@@ -233,11 +243,11 @@ def parse_deployment(
 
 def _disagreements(deployment: Deployment, document: Document) -> Iterator[Problem]:
     # Asked only of a file whose sections are right one by one: about a wrong host nothing more can be said.
-    hosts, etcd, frontend = deployment.hosts, deployment.etcd, deployment.frontend
+    hosts = deployment.hosts
     if deployment.discovery.backend == "file" and len(hosts) > 1:
         text = f"found 'file', allowed: etcd, as this deployment uses several hosts ({', '.join(hosts)})"
         yield document.problem(("discovery",), text)
-    yield from _door_problems(frontend, etcd, document)
+    yield from _door_problems(deployment, document)
     yield from gpu_problems(deployment.models, document)
     for index, model in enumerate(deployment.models):
         if model.on_lost == "replace" and (why := _nowhere(model, deployment.discovery.backend)):
@@ -253,9 +263,11 @@ def _nowhere(model: Model, discovery: str) -> str:
     return f"it may only be on {model.hosts[0]}" if len(model.hosts) == 1 else ""
 
 
-def _door_problems(frontend: Frontend, etcd: Etcd | None, document: Document) -> Iterator[Problem]:
+def _door_problems(deployment: Deployment, document: Document) -> Iterator[Problem]:
+    frontend, etcd, gateway = deployment.frontend, deployment.etcd, deployment.gateway_port
     for replica, (host, port) in enumerate(frontend.seats):
-        taken = (etcd.port, etcd.peer_port) if etcd and host in etcd.hosts else ()
+        taken: tuple[int, ...] = (etcd.port, etcd.peer_port) if etcd and host in etcd.hosts else ()
+        taken += (gateway,) if gateway else ()
         if port not in taken and port <= 65535:
             continue
         found = f"found {frontend.port}"

@@ -23,6 +23,16 @@ def _other_port(value: int, info: ValidationInfo) -> int:
     return value
 
 
+def _third_port(value: object, info: ValidationInfo) -> object:
+    return info.data.get("peer_port", 2380) + 1 if value is None else value
+
+
+def _none_of_both(value: int, info: ValidationInfo) -> int:
+    if value in (info.data.get("port"), info.data.get("peer_port")):
+        raise allowed("a port other than etcd.port and etcd.peer_port")
+    return value
+
+
 def _odd(value: object) -> object:
     if value not in MEMBERS or type(value) is not int:
         raise allowed("1 or 3 (of three one may be away; two are no safer than one)")
@@ -57,7 +67,10 @@ MEMBERS = (1, 3)
 
 
 class Etcd(Section):
-    """The etcd that noray runs for this deployment: one member on each of `hosts`. `lease_ttl` is in whole seconds."""
+    """The etcd that noray runs for this deployment: one member on each of `hosts`. `lease_ttl` is in whole seconds.
+
+    `gateway_port`: of three members; where Dynamo's processes find them on their own host.
+    """
 
     never: ClassVar[Mapping[str, str]] = {"on_lost": "its data is where it ran", "lost_after": "its data is where it ran"}
 
@@ -72,6 +85,9 @@ class Etcd(Section):
     ] = BLANK
     port: Port = 2379
     peer_port: Annotated[Port, BeforeValidator(_next_port), AfterValidator(_other_port), Field(validate_default=True)] = BLANK
+    gateway_port: Annotated[Port, BeforeValidator(_third_port), AfterValidator(_none_of_both), Field(validate_default=True)] = (
+        BLANK
+    )
     lease_ttl: Ttl = 60
 
 
@@ -107,7 +123,7 @@ def _alike(value: tuple[str, ...]) -> tuple[str, ...]:
 class Discovery(Section):
     """Where Dynamo's processes find each other: an etcd of ours, a directory, or the members of an etcd that others run.
 
-    `lease_ttl` is in whole seconds. Credentials stand in env files.
+    `lease_ttl` is in whole seconds. `gateway_port`: as of etcd, for several members over http. Credentials stand in env files.
     """
 
     elsewhere: ClassVar[Mapping[str, str]] = {"user": CREDENTIALS, "username": CREDENTIALS, "password": CREDENTIALS}
@@ -117,6 +133,7 @@ class Discovery(Section):
         Field(min_length=1),
         AfterValidator(_alike),
     ]
+    gateway_port: Port = 2381
     lease_ttl: Ttl = 60
     _word: str = PrivateAttr("")
 
