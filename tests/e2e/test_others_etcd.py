@@ -80,6 +80,22 @@ def instances(etcd: OthersEtcd, lab: Lab) -> list[str]:
 
 
 @pytest.mark.parametrize("etcd", [{"users": True}], indirect=True, ids=["users"])
+def test_of_several_members_one_that_is_away_is_left_out(etcd: OthersEtcd, lab: Lab) -> None:
+    lab.deployment["discovery"] |= {"endpoints": ["http://127.0.0.1:1", etcd.url], "gateway_port": free_ports(1)[0]}
+    lab.write()
+    lab.up()
+    before = lab.ready()
+    assert {p["name"] for p in before["processes"]} == {"etcd-gateway-0", "frontend-0", "mock-0"}
+    lab.kill_tree("mock-0")
+    after = lab.wait(lambda s: s["ready"] and run(s, "mock-0") != run(before, "mock-0"))
+    last = next(p for p in after["processes"] if p["name"] == "mock-0")["last_exit"]
+    assert last is not None
+    assert last["fenced_at"] - last["at"] < 5.0
+    lab.chat()
+    lab.down()
+
+
+@pytest.mark.parametrize("etcd", [{"users": True}], indirect=True, ids=["users"])
 def test_one_that_cannot_be_used_is_said_before_anything_is_started(etcd: OthersEtcd, lab: Lab) -> None:
     tell(lab, ETCD_AUTH_USERNAME=USER[0], ETCD_AUTH_PASSWORD="not-it-55aa")
     said = lab.noray("up", *lab.files, "--detach", "--yes", code=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 import urllib.request
 from collections.abc import Iterator
 from typing import Any
@@ -16,6 +17,7 @@ from tests.e2e.load import Load
 from tests.hosts.bed import Bed, missing
 
 CLIENTS, TOKENS = 6, 50
+NOTICED_S = 6.0  # as in test_away.py
 MEMBERS = {"etcd-0": "a", "etcd-1": "b", "etcd-2": "c"}
 
 pytestmark = pytest.mark.root
@@ -113,3 +115,22 @@ def test_a_worker_that_dies_meanwhile_is_fenced_by_whoever_answers(lab: Lab) -> 
 
 def one(status: Status, name: str):  # type: ignore[no-untyped-def]
     return next(p for p in status["processes"] if p["name"] == name)
+
+
+def test_a_power_cut_of_a_members_host_hurts_nobody_who_asks_later(lab: Lab) -> None:
+    """Also where that one led: the others choose another, and its worker is cordoned by what they know."""
+    assert lab.bed is not None
+    lab.ready()
+    host = MEMBERS[leader(lab)]
+    host = host if host != "a" else "c"  # the frontend's own is another matter
+    with Load(lambda: lab.stream(TOKENS, timeout_s=10.0), CLIENTS) as load:
+        load.more(2 * CLIENTS)
+        lab.bed[host].power_cut()
+        cut_s = time.monotonic()
+        lab.wait(lambda s: {p["host"] for p in s["processes"] if p["cordoned"]} == {host})
+        load.past(cut_s + NOTICED_S)
+    late = [each for each in load.requests if each.at_s > cut_s + NOTICED_S]
+    assert [each for each in late if each.failure] == []
+    lab.bed[host].boot()
+    lab.ready()
+    lab.chat()

@@ -13,6 +13,7 @@ from supervisor.kinds import KINDS, base
 from supervisor.kinds.base import Cell, LaunchSpec, Site, clashes, namespace_of, namespace_prefix
 from supervisor.kinds.etcd import etcd
 from supervisor.kinds.frontend import frontend
+from supervisor.kinds.gateway import gateway
 from supervisor.kinds.mocker import mocker
 from supervisor.kinds.vllm import vllm
 
@@ -46,6 +47,18 @@ def test_one_of_three_members_of_etcd() -> None:
     )
     assert words["--data-dir"].startswith("/var/lib/noray/lab/etcd-")
     assert words["--data-dir"] not in (*other.argv, *etcd(SITE, CELL, name="etcd-11", client_port=1, peer_port=2).argv)
+
+
+def test_gateway() -> None:
+    made = gateway(SITE, CELL, port=2381, bind="127.0.0.1", endpoints=["http://10.1.0.11:2379", "http://[fd00::1]:2379"])
+    assert made == LaunchSpec(
+        argv=(
+            *("etcd", "gateway", "start", "--listen-addr", "127.0.0.1:${port.client}"),
+            *("--endpoints", "10.1.0.11:2379,[fd00::1]:2379", "--retry-delay", "1s"),
+        ),
+        ports={"client": 2381},
+        bind="127.0.0.1",
+    )
 
 
 def test_etcd() -> None:
@@ -285,6 +298,7 @@ def test_flags_that_are_ours_are_named() -> None:
 def test_the_registry_documents_every_port(name: str) -> None:
     specs = {
         "etcd": [etcd(SITE, CELL, name="e", client_port=1, peer_port=2)],
+        "gateway": [gateway(SITE, CELL, port=1, bind="127.0.0.1", endpoints=["http://h:1"])],
         "frontend": [frontend(SITE, CELL, port=1, bind="127.0.0.1", args={}, extra_args=[])],
         "mocker": [mocker(SITE, CELL, service="q", served_as="q", model="/m", args={}, extra_args=[])],
         "vllm": [vllm_with(kv_events=True), vllm_with("--kv-transfer-config", "{}", data_parallel_size=2)],
@@ -297,7 +311,7 @@ def test_the_registry_documents_every_port(name: str) -> None:
 
 
 def test_frontend_stops_first_and_etcd_last() -> None:
-    assert sorted(KINDS, key=lambda kind: KINDS[kind].stop_rank) == ["frontend", "mocker", "vllm", "etcd"]
+    assert sorted(KINDS, key=lambda kind: KINDS[kind].stop_rank) == ["frontend", "mocker", "vllm", "etcd", "gateway"]
     assert KINDS["etcd"].start_rank < KINDS["mocker"].start_rank
 
 

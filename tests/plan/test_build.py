@@ -28,6 +28,10 @@ def test_three_members_of_etcd_are_on_three_hosts_and_everybody_knows_all() -> N
     assert made.etcd_urls == tuple(f"http://10.1.0.{n}:2379" for n in (11, 12, 13))
     peers = {f"etcd-{n}": f"http://10.1.0.1{n + 1}:2380" for n in range(3)}
     assert all(made.processes[name].options["peers"] == peers for name in members)
+    gateways = {p.wanted.host: p.options["endpoints"] for p in made.processes.values() if p.wanted.kind == "gateway"}
+    assert gateways == {"gpu01": made.etcd_urls, "gpu02": made.etcd_urls}, "where a frontend or a worker may be"
+    told = [launch(made, name, HostFacts("/b"), {}, "c").env["ETCD_ENDPOINTS"] for name in ("qwen-0", "frontend-0")]
+    assert told == ["http://127.0.0.1:2381"] * 2
     fence = launch(made, "qwen-0", HostFacts("/b"), {}, "c").spec["fence"]
     assert [url[7:16] for url in fence["urls"]] == ["10.1.0.12", "10.1.0.11", "10.1.0.13"]  # type: ignore[index]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,8 @@ def test_the_lab_is_what_it_says() -> None:
 def test_what_is_left_out_has_an_answer() -> None:
     d = parsed(GOOD)
     assert d.etcd is not None
-    told = {"members": 1, "host": None, "hosts": ("gpu01",), "port": 2379, "peer_port": 2380, "lease_ttl": 60}
-    assert d.etcd.model_dump() == told
+    told = {"members": 1, "host": None, "hosts": ("gpu01",), "port": 2379, "peer_port": 2380}
+    assert d.etcd.model_dump() == {**told, "gateway_port": 2381, "lease_ttl": 60}
     assert d.planes.model_dump() == {"request": "tcp", "event": "zmq"}
     assert d.frontend.model_dump() == {
         "replicas": 1,
@@ -539,6 +540,7 @@ def test_each_member_of_etcd_has_a_host_of_its_own(etcd: str, seats: tuple[str, 
 @pytest.mark.parametrize(
     ("etcd", "error"),
     [
+        ("gateway_port: 2380", "etcd.gateway_port: found 2380, allowed: a port other than etcd.port and etcd.peer_port"),
         ("members: 2", "etcd.members: found 2, allowed: 1 or 3 (of three one may be away; two are no safer than one)"),
         ("members: true", "etcd.members: found true, allowed: 1 or 3 (of three one may be away; two are no safer than one)"),
         ("members: 3, hosts: [gpu01, gpu02]", "etcd.hosts: found a list, allowed: 3 of them, one for each of its members"),
@@ -556,6 +558,29 @@ def test_each_member_of_etcd_has_a_host_of_its_own(etcd: str, seats: tuple[str, 
 def test_members_without_hosts_of_their_own(etcd: str, error: str) -> None:
     (said,) = deployment_errors(top(f"etcd: {{{etcd}}}"))
     assert said.partition(": ")[2] == error
+
+
+@pytest.mark.parametrize(
+    ("line", "port"),
+    [
+        ("etcd: {members: 3}", 2381),
+        ("etcd: {members: 3, port: 9000}", 9002),
+        ("etcd: {members: 3, gateway_port: 7}", 7),
+        ("etcd: {members: 1}", None),
+        ("discovery: file", None),
+        ("discovery: {endpoints: [http://a]}", None),
+        ("discovery: {endpoints: [http://a, http://b]}", 2381),
+        ("discovery: {endpoints: [http://a, http://b], gateway_port: 7}", 7),
+        ("discovery: {endpoints: [https://a, https://b]}", None),
+    ],
+)
+def test_several_members_are_behind_a_gateway(line: str, port: int | None) -> None:
+    assert parse_deployment(model("hosts: [h0]") + line + "\n", FIVE).gateway_port == port
+
+
+def test_a_frontend_is_not_where_the_gateway_is() -> None:
+    with pytest.raises(SpecError, match=re.escape("a port that etcd does not use (2379 and 2380 and 8000)")):
+        parse_deployment(GOOD + "etcd: {members: 3, gateway_port: 8000}\n", FIVE)
 
 
 def test_an_etcd_that_others_run() -> None:
