@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _scalable(files: Files) -> list[str]:
     wanted = files.plan().wanted.values()
-    return sorted({process.service for process in wanted if process.kind not in ("etcd", "gateway")} | {FRONTEND})
+    return sorted({process.service for process in wanted if process.kind not in ("etcd", "gateway", "nats")} | {FRONTEND})
 
 
 def _numbers(words: Iterable[str], known: list[str]) -> dict[str, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from supervisor.kinds import etcd, frontend, gateway, mocker, vllm
+from supervisor.kinds import etcd, frontend, gateway, mocker, nats, vllm
 from supervisor.kinds.base import Kind
 
 KINDS: Mapping[str, Kind] = MappingProxyType(
@@ -14,6 +14,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "frontend": frontend.KIND,
         "gateway": gateway.KIND,
         "mocker": mocker.KIND,
+        "nats": nats.KIND,
         "vllm": vllm.KIND,
     }
 )

@@ -33,6 +33,7 @@ class Cell:
     lease_ttl_s: int = 60
     request_plane: str = "tcp"
     event_plane: str = "zmq"
+    nats_url: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +121,8 @@ def dynamo_env(cell: Cell) -> dict[str, str]:
         "DYN_SDK_DISABLE_ANSI_LOGGING": "1",
         "PYTHONUNBUFFERED": "1",  # a crash must not take its last words along
     }
+    if cell.nats_url:
+        env["NATS_SERVER"] = cell.nats_url
     if cell.discovery == "etcd":
         env["ETCD_ENDPOINTS"] = ",".join(cell.etcd_urls)
         # Dynamo never registers again after a lost lease: everything exits 0. 60 s outlive an etcd restart; a dead

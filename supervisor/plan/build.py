@@ -59,6 +59,7 @@ class Plan:
     gateway: str = ""  # where Dynamo's processes find it, if not there
     request_plane: str = "tcp"
     event_plane: str = "zmq"
+    nats_url: str = ""
     env: Mapping[str, str] = field(default_factory=dict)
     unplaced: Mapping[str, Unplaced] = field(default_factory=dict)
 
@@ -103,7 +104,7 @@ def build(
     checks.ranges(hosts)
     addresses = {name: _address(host, alone=len(hosts) == 1) for name, host in hosts.items()}
     checks.no_credentials(deployment, hosts)
-    etcd, discovery = deployment.etcd, deployment.discovery
+    etcd, discovery, nats = deployment.etcd, deployment.discovery, deployment.nats
     members = tuple(f"http://{_bracket(addresses[host])}:{etcd.port}" for host in etcd.hosts) if etcd else ()
     plan = Plan(
         deployment=deployment.name,
@@ -117,6 +118,7 @@ def build(
         gateway=f"http://{LOOPBACK}:{deployment.gateway_port}" if deployment.gateway_port else "",
         request_plane=deployment.planes.request,
         event_plane=deployment.planes.event,
+        nats_url=f"nats://{_bracket(addresses[nats.host])}:{nats.port}" if nats else "",
         env=deployment.env,
     )
     all_ = tuple(_processes(deployment, plan, seats or {}))
@@ -176,6 +178,8 @@ def _processes(deployment: Deployment, plan: Plan, seats: Mapping[str, Seat]) ->
             options = {"name": name, "client_port": etcd.port, "peer_port": etcd.peer_port}
             options |= {"peers": peers} if len(peers) > 1 else {}
             yield _process("etcd", "etcd", host, number, options, {})
+    if deployment.nats:
+        yield _process("nats", "nats", deployment.nats.host, 0, {"client_port": deployment.nats.port}, {})
     front = deployment.frontend
     if deployment.gateway_port:
         options = {"port": deployment.gateway_port, "bind": LOOPBACK, "endpoints": plan.etcd_urls}
@@ -281,6 +285,8 @@ def _stamped(plan: Plan, process: PlannedProcess) -> PlannedProcess:
         "env": [plan.env, process.env],
         "cell": [plan.deployment, plan.discovery, plan.lease_ttl_s, plan.etcd_urls, plan.request_plane, plan.event_plane],
     }
+    if plan.nats_url:
+        essence["nats"] = plan.nats_url
     text = json.dumps(essence, sort_keys=True, default=list)
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
     return replace(process, wanted=replace(process.wanted, launch_hash=digest))

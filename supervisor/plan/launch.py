@@ -60,6 +60,7 @@ def launch(plan: Plan, name: str, facts: HostFacts, secrets: Mapping[str, str], 
         lease_ttl_s=plan.lease_ttl_s,
         request_plane=plan.request_plane,
         event_plane=plan.event_plane,
+        nats_url=plan.nats_url,
     )
     address = plan.addresses[host.name]
     site = Site(python=host.python, data_dir=f"{root}/{name}", address=address)

@@ -23,6 +23,11 @@ def etcd_health() -> HttpRequest:
     return HttpRequest("GET", "/health")
 
 
+def nats_health() -> HttpRequest:
+    """To its monitor port; for `judge.nats_healthy`."""
+    return HttpRequest("GET", "/healthz")
+
+
 def etcd_range(prefix: str) -> HttpRequest:
     """Every key that begins with `prefix`, to a member's client port; for `view.registry`."""
     first = prefix.encode()

@@ -20,6 +20,16 @@ def etcd_leaderless(status: int, body: bytes) -> bool:
     return "NO LEADER" in text(mapping(obj(body)).get("reason"))
 
 
+def nats_healthy(status: int, body: bytes) -> Verdict:
+    """It takes clients, and what it stores is there."""
+    found = obj(body)
+    if found is None or "status" not in found:
+        return Verdict(False, f"nats-server does not answer: {excerpt(status, body)}")
+    if status == 200 and found["status"] == "ok":
+        return Verdict(True, "nats-server is healthy")
+    return Verdict(False, f"nats-server is not healthy: {text(found.get('error')) or excerpt(status, body)}")
+
+
 def frontend_live(status: int, body: bytes) -> Verdict:
     """Live from its HTTP server's first moment until SIGTERM. Says nothing about models or workers."""
     found = mapping(obj(body))

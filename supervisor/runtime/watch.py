@@ -49,6 +49,8 @@ class Subject:
         match self.kind:
             case "etcd" | "gateway":
                 return self.ports["client"], ask.etcd_health()
+            case "nats":
+                return self.ports["monitor"], ask.nats_health()
             case "frontend":
                 return self.ports["http"], ask.frontend_live()
             case _:
@@ -171,6 +173,8 @@ async def _look(subject: Subject, word: tuple[int, bytes], last: Found) -> Found
     if subject.kind in ("etcd", "gateway"):
         found = _alone("healthy", judge.etcd_healthy(*word))
         return replace(found, well=found.well or judge.etcd_leaderless(*word))
+    if subject.kind == "nats":
+        return _alone("healthy", judge.nats_healthy(*word))
     if subject.kind == "frontend":
         verdict = judge.frontend_live(*word)
         if not verdict.ok or last.ready:

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, Va
 from supervisor.spec.document import Document, parse, read
 from supervisor.spec.gpus import Gpus
 from supervisor.spec.gpus import problems as gpu_problems
-from supervisor.spec.infrastructure import Discovery, Etcd, OrWord, Planes, discovered
+from supervisor.spec.infrastructure import Discovery, Etcd, Nats, OrWord, Planes, discovered, nats_wanted
 from supervisor.spec.inventory import Inventory
 from supervisor.spec.names import clashes
 from supervisor.spec.problem import Problem, SpecError, listed
@@ -188,12 +188,11 @@ def _etcd_wanted(value: object, info: ValidationInfo) -> object:
 class Deployment(Section):
     """The whole file, with hosts resolved. `etcd` is None exactly when `discovery` is not one of ours."""
 
-    not_yet: ClassVar[Mapping[str, str]] = {"nats": "NATS for planes other than request: tcp and event: zmq"}
-
     name: Name
     discovery: Annotated[Discovery, BeforeValidator(discovered), OrWord(), Field(validate_default=True)] = BLANK
     etcd: Annotated[Etcd | None, BeforeValidator(_etcd_wanted), Field(validate_default=True)] = BLANK
     planes: Planes = Planes()
+    nats: Annotated[Nats | None, BeforeValidator(nats_wanted), Field(validate_default=True)] = BLANK
     frontend: Annotated[Frontend, Field(validate_default=True)] = BLANK
     env: Env = Field(default_factory=dict)
     models: Annotated[tuple[Model, ...], Field(min_length=1)]
@@ -212,6 +211,7 @@ class Deployment(Section):
     def hosts(self) -> tuple[str, ...]:
         """Every host that this deployment may use, in the order it names them."""
         named = [*(self.etcd.hosts if self.etcd else ())]
+        named += [self.nats.host] if self.nats else []
         named += [*self.frontend.hosts, *(host for model in self.models for host in model.hosts)]
         return tuple(dict.fromkeys(named))
 
@@ -268,12 +268,16 @@ def _door_problems(deployment: Deployment, document: Document) -> Iterator[Probl
     for replica, (host, port) in enumerate(frontend.seats):
         taken: tuple[int, ...] = (etcd.port, etcd.peer_port) if etcd and host in etcd.hosts else ()
         taken += (gateway,) if gateway else ()
+        taken += (deployment.nats.port,) if deployment.nats and deployment.nats.host == host else ()
         if port not in taken and port <= 65535:
             continue
         found = f"found {frontend.port}"
         if replica >= len(frontend.hosts):
             found += f", by which frontend-{replica} on {host} gets {port}"
-        rule = f"a port that etcd does not use ({' and '.join(map(str, taken))})" if port in taken else "up to 65535 for all"
+        others = "etcd or NATS" if deployment.nats else "etcd"
+        rule = (
+            f"a port that {others} does not use ({' and '.join(map(str, taken))})" if port in taken else "up to 65535 for all"
+        )
         yield document.problem(("frontend", "port"), f"{found}, allowed: {rule}")
         break
     used = tuple(dict.fromkeys(host for host, _ in frontend.seats))

@@ -58,6 +58,12 @@ def _one_each(value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
     return value
 
 
+def _first(value: object, info: ValidationInfo) -> object:
+    return context(info).hosts[0] if value is None else value
+
+
+# Its instances are registered without any address; their model cards have one: that of the system port.
+NOT_OVER_NATS = "request: nats and http, once a worker can be told by what it registers there"
 Ttl = Annotated[int, Field(ge=1, le=86_400), Says("whole seconds: an integer from 1 to 86400")]
 ENDPOINT = "the URL of a member, such as http://10.0.0.5:2379 or https://etcd-1.lab:2379"
 DISCOVERIES = ("etcd", "file")
@@ -94,8 +100,26 @@ class Etcd(Section):
 class Planes(Section):
     """How Dynamo's processes talk to each other."""
 
-    request: Annotated[Literal["tcp"], Says("tcp"), planned(("nats", "http"), "request: nats and http")] = "tcp"
-    event: Annotated[Literal["zmq"], Says("zmq"), planned(("nats",), "event: nats")] = "zmq"
+    request: Annotated[Literal["tcp"], Says("tcp"), planned(("nats", "http"), NOT_OVER_NATS)] = "tcp"
+    event: Annotated[Literal["zmq", "nats"], Says("zmq or nats")] = "zmq"
+
+
+class Nats(Section):
+    """The NATS that noray runs for this deployment, when a plane goes over it."""
+
+    never: ClassVar[Mapping[str, str]] = {"on_lost": "clients know it by its host", "lost_after": "clients know it by its host"}
+
+    host: Annotated[KnownHost, BeforeValidator(_first), Field(validate_default=True)] = BLANK
+    port: Port = 4222
+
+
+def nats_wanted(value: object, info: ValidationInfo) -> object:
+    planes = info.data.get("planes")
+    if planes is None or planes.event == "nats":
+        return {} if value is None else value
+    if value is not None:
+        raise allowed("no nats section, as no plane goes over it (planes: {event: nats})")
+    return None
 
 
 def _endpoint(value: str) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator
 from supervisor.spec.document import Document
 from supervisor.spec.problem import Problem
 
-OWN_SERVICES = ("etcd", "etcd-gateway", "frontend", "nats")  # nats: not built yet, its name is kept free
+OWN_SERVICES = ("etcd", "etcd-gateway", "frontend", "nats")
 
 
 def service_of(name: str, services: Collection[str]) -> str | None:

@@ -15,6 +15,7 @@ from supervisor.kinds.etcd import etcd
 from supervisor.kinds.frontend import frontend
 from supervisor.kinds.gateway import gateway
 from supervisor.kinds.mocker import mocker
+from supervisor.kinds.nats import nats
 from supervisor.kinds.vllm import vllm
 
 SITE = Site(python="/opt/dynamo/bin/python", data_dir="/var/lib/noray/lab", address="10.1.0.11")
@@ -59,6 +60,21 @@ def test_gateway() -> None:
         ports={"client": 2381},
         bind="127.0.0.1",
     )
+
+
+def test_nats() -> None:
+    made = nats(SITE, CELL, client_port=4222)
+    assert made == LaunchSpec(
+        argv=(
+            *("nats-server", "--addr", "10.1.0.11", "--port", "${port.client}", "--http_port", "${port.monitor}"),
+            *("--jetstream", "--store_dir", "/var/lib/noray/lab/nats"),
+        ),
+        ports={"client": 4222, "monitor": 0},
+        bind="10.1.0.11",
+    )
+    told = mocker(SITE, replace(CELL, event_plane="nats", nats_url="nats://10.1.0.11:4222"), service="q", served_as="q",
+                  model="/m", args={}, extra_args=[]).env  # fmt: skip
+    assert (told["DYN_EVENT_PLANE"], told["NATS_SERVER"]) == ("nats", "nats://10.1.0.11:4222")
 
 
 def test_etcd() -> None:
@@ -299,6 +315,7 @@ def test_the_registry_documents_every_port(name: str) -> None:
     specs = {
         "etcd": [etcd(SITE, CELL, name="e", client_port=1, peer_port=2)],
         "gateway": [gateway(SITE, CELL, port=1, bind="127.0.0.1", endpoints=["http://h:1"])],
+        "nats": [nats(SITE, CELL, client_port=1)],
         "frontend": [frontend(SITE, CELL, port=1, bind="127.0.0.1", args={}, extra_args=[])],
         "mocker": [mocker(SITE, CELL, service="q", served_as="q", model="/m", args={}, extra_args=[])],
         "vllm": [vllm_with(kv_events=True), vllm_with("--kv-transfer-config", "{}", data_parallel_size=2)],
@@ -311,7 +328,7 @@ def test_the_registry_documents_every_port(name: str) -> None:
 
 
 def test_frontend_stops_first_and_etcd_last() -> None:
-    assert sorted(KINDS, key=lambda kind: KINDS[kind].stop_rank) == ["frontend", "mocker", "vllm", "etcd", "gateway"]
+    assert sorted(KINDS, key=lambda kind: KINDS[kind].stop_rank) == ["frontend", "mocker", "vllm", "etcd", "gateway", "nats"]
     assert KINDS["etcd"].start_rank < KINDS["mocker"].start_rank
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from supervisor.probes.judge import etcd_healthy, etcd_leaderless, frontend_live, worker_ready
+from supervisor.probes.judge import etcd_healthy, etcd_leaderless, frontend_live, nats_healthy, worker_ready
 from supervisor.probes.rim import Verdict
 from tests.probes.recorded import said
 
@@ -46,7 +46,14 @@ def test_a_member_without_a_leader_waits_for_others() -> None:
     assert not etcd_leaderless(*REFUSED)
 
 
-@pytest.mark.parametrize("judge", [etcd_healthy, frontend_live, worker_ready])
+def test_nats_is_healthy_by_its_own_word() -> None:
+    assert nats_healthy(200, b'{"status":"ok"}').ok
+    unwell = nats_healthy(503, b'{"status":"unavailable","error":"JetStream is not enabled"}')
+    assert (unwell.ok, unwell.reason) == (False, "nats-server is not healthy: JetStream is not enabled")
+    assert not nats_healthy(*REFUSED).ok
+
+
+@pytest.mark.parametrize("judge", [etcd_healthy, frontend_live, nats_healthy, worker_ready])
 def test_somebody_elses_web_server_is_not_ours(judge: type) -> None:
     assert not judge(200, b"<html>welcome to nginx</html>").ok
     assert not judge(200, b"{}").ok

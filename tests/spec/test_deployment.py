@@ -205,6 +205,10 @@ def test_what_is_parsed_does_not_change(change: tuple[str, Any]) -> None:
         ),
         (top("frontend: {replicas: true}"), "6:22: frontend.replicas: found true, allowed: an integer from 1 to 100"),
         (top("discovery: consul"), f"6:12: discovery: found 'consul', allowed: {DISCOVERY}"),
+        (
+            top("nats: {}"),
+            "6:7: nats: found an empty mapping, allowed: no nats section, as no plane goes over it (planes: {event: nats})",
+        ),
         (top("discovery: {endpoints: [a]}"), f"6:25: discovery.endpoints[0]: found 'a', allowed: {MEMBER}"),
         (top("discovery: {endpoints: [http://h/x]}"), f"6:25: discovery.endpoints[0]: found 'http://h/x', allowed: {MEMBER}"),
         (top("discovery: {endpoints: [http://h, https://h]}"), f"{ENDPOINTS}: found a list, allowed: all http or all https"),
@@ -215,7 +219,7 @@ def test_what_is_parsed_does_not_change(change: tuple[str, Any]) -> None:
             f"6:25: discovery.endpoints[0]: found text, allowed: no user in it: {LOGIN}",
         ),
         (top("discovery: {lease_ttl: 5}"), "6:12: discovery.endpoints: missing, allowed: a list with at least one entry"),
-        (top("planes: {event: kafka}"), "6:17: planes.event: found 'kafka', allowed: zmq"),
+        (top("planes: {event: kafka}"), "6:17: planes.event: found 'kafka', allowed: zmq or nats"),
         (
             model("model: ~/m").replace("    model: /models/q\n", ""),
             f"5:12: models[0].model: found '~/m', allowed: {MODEL}",
@@ -237,7 +241,8 @@ def test_wrong_values(text: str, error: str) -> None:
         ),
         (
             top("model: 3"),
-            "6:1: unknown key 'model', did you mean 'models'?; allowed: discovery, env, etcd, frontend, models, name, planes",
+            "6:1: unknown key 'model', did you mean 'models'?; "
+            "allowed: discovery, env, etcd, frontend, models, name, nats, planes",
         ),
         (top("planes: {zzz: 1}"), "6:10: planes: unknown key 'zzz'; allowed: event, request"),
         (model("name: b"), "6:5: models[0]: duplicate key 'name' (first on line 3), allowed: each key once"),
@@ -250,11 +255,11 @@ def test_wrong_values(text: str, error: str) -> None:
         (f"{GOOD}  - 5\n", f"6:5: models[1]: found 5, allowed: a mapping with the keys {MODEL_KEYS}"),
         (
             "- name: lab\n",
-            "1:1: found a list, allowed: a mapping with the keys discovery, env, etcd, frontend, models, name, planes",
+            "1:1: found a list, allowed: a mapping with the keys discovery, env, etcd, frontend, models, name, nats, planes",
         ),
         (
             "\nlab\n",
-            "2:1: found 'lab', allowed: a mapping with the keys discovery, env, etcd, frontend, models, name, planes",
+            "2:1: found 'lab', allowed: a mapping with the keys discovery, env, etcd, frontend, models, name, nats, planes",
         ),
     ],
 )
@@ -268,13 +273,11 @@ NOT_YET = "not yet built in this version (planned: "
 @pytest.mark.parametrize(
     ("text", "start"),
     [
-        (top("nats: {host: gpu01}"), f"6:1: nats: {NOT_YET}NATS"),
         (model("prefill: {replicas: 2}"), f"6:5: models[0].prefill: {NOT_YET}disaggregated"),
         (model("decode: {}"), f"6:5: models[0].decode: {NOT_YET}disaggregated"),
         (model("nodes: 2"), f"6:5: models[0].nodes: {NOT_YET}one engine over several hosts"),
         (model("loras: []"), f"6:5: models[0].loras: {NOT_YET}LoRA"),
         (top("planes: {request: nats}"), f"6:19: planes.request: found 'nats': {NOT_YET}request: nats"),
-        (top("planes: {event: nats}"), f"6:17: planes.event: found 'nats': {NOT_YET}event: nats"),
         (
             GOOD.replace("mocker", "sglang"),
             f"5:13: models[0].engine: found 'sglang': {NOT_YET}sglang and trtllm; this version runs engine: vllm and mocker",
@@ -404,7 +407,7 @@ models:
   - {name: qwen-0, model: m, engine: mocker, args: {x: .inf}}
 """
     errors = deployment_errors(text)
-    places = ["1:7", "2:14", "2:20", "3:1", "5:5", "6:5", "7:13", "8:15", "9:18", "9:38", "10:12", "10:56"]
+    places = ["1:7", "2:14", "2:20", "3:7", "5:5", "6:5", "7:13", "8:15", "9:18", "9:38", "10:12", "10:56"]
     assert [error.split(": ")[0] for error in errors] == [f"d.yaml:{place}" for place in places]
     assert "hunter2" not in "\n".join(errors)
     assert "12345" not in "\n".join(errors)
@@ -431,7 +434,7 @@ VALUES = st.recursive(
 )
 
 
-@given(st.sampled_from([*Deployment.model_fields, "nats"]), VALUES)
+@given(st.sampled_from([*Deployment.model_fields]), VALUES)
 @settings(max_examples=300, deadline=None)
 def test_whatever_a_key_holds_every_problem_has_a_place(key: str, value: str) -> None:
     """The odd values land in every section; what comes out is a deployment or problems on real lines."""
@@ -576,6 +579,19 @@ def test_members_without_hosts_of_their_own(etcd: str, error: str) -> None:
 )
 def test_several_members_are_behind_a_gateway(line: str, port: int | None) -> None:
     assert parse_deployment(model("hosts: [h0]") + line + "\n", FIVE).gateway_port == port
+
+
+def test_nats_is_there_when_a_plane_goes_over_it() -> None:
+    assert parsed(GOOD).nats is None
+    found = parsed(top("planes: {event: nats}")).nats
+    assert found is not None
+    assert (found.host, found.port) == ("gpu01", 4222)
+    named = parsed(model("hosts: [gpu01]") + "planes: {event: nats}\nnats: {host: gpu02, port: 4300}\n")
+    assert named.nats is not None
+    assert (named.nats.host, named.nats.port, named.hosts) == ("gpu02", 4300, ("gpu01", "gpu02"))
+    assert deployment_errors(top("planes: {event: nats}") + "frontend: {port: 4222}\n") == [
+        "d.yaml:7:18: frontend.port: found 4222, allowed: a port that etcd or NATS does not use (2379 and 2380 and 4222)"
+    ]
 
 
 def test_a_frontend_is_not_where_the_gateway_is() -> None:
