@@ -134,3 +134,18 @@ def test_a_power_cut_of_a_members_host_hurts_nobody_who_asks_later(lab: Lab) -> 
     lab.bed[host].boot()
     lab.ready()
     lab.chat()
+
+
+def test_one_whose_data_is_lost_says_so_and_hurts_nobody(lab: Lab) -> None:
+    """The last of all: it does not come back. The others know it by its data."""
+    assert lab.bed is not None
+    lab.ready()
+    lab.noray("stop", "etcd-1")
+    lab.bed["b"].ssh(f"rm -r $(find /var/lib/noray -path '*/data/{lab.name}/etcd-1')")
+    with Load(lambda: lab.stream(TOKENS), CLIENTS) as load:
+        lab.noray("start", "etcd-1", code=1)
+        load.more(2 * CLIENTS)
+    assert load.failures == []
+    lost = one(lab.status(), "etcd-1")
+    assert (lost["state"], lost["restarts"]) == ("failed", 0)
+    assert "its data is gone" in lost["reason"]
