@@ -91,11 +91,16 @@ def routed(fleet: Fleet, fact: Routed) -> Result:
 
 
 def cordoned(host: Host | None, seen: RunState | None) -> bool:
-    return host is not None and seen is not None and seen.ports.get("rpc") in host.out
+    return host is not None and seen is not None and _door(seen) in host.out
 
 
 def _ports(runs: Iterable[RunState]) -> frozenset[int]:
-    return frozenset(run.ports["rpc"] for run in runs if "rpc" in run.ports)
+    return frozenset(_door(run) for run in runs) - {0}
+
+
+def _door(run: RunState) -> int:
+    """The port of its request plane; over NATS it has none, and its system port stands for it. 0: no worker."""
+    return run.ports.get("rpc") or run.ports.get("system", 0)
 
 
 def _with(fleet: Fleet, host: Host) -> Fleet:

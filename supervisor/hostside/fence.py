@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import json
 import os
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Set, Tuple
 from urllib.parse import unquote
 
 from . import etcd
@@ -22,7 +22,8 @@ GENERATE = "generate"  # the endpoint that requests are routed to
 def fence(target: Dict[str, Any], timeout_s: float = 1.0) -> str:
     """Fence the run described by `target`; returns what was done, raises OSError or ValueError if it could not be done.
 
-    etcd: {"kind": "etcd", "prefix": "v1/instances/ns/", "address": "host:port", "lease": "123" or absent}, and as in etcd.py
+    etcd: {"kind": "etcd", "prefix": "v1/instances/ns/", "address": "host:port", "lease": "123" or absent}, and as in etcd.py;
+          over NATS also "cards": "v1/mdc/ns/", and the address is the one in its model card
     file: {"kind": "file", "root": "/dir", "address": "host:port"}
     Without a lease id (no controller ever identified the worker) it is looked up by the request-plane address.
     """
@@ -62,9 +63,24 @@ def _leases(member: etcd.Member, target: Dict[str, Any]) -> List[str]:
 
 def _registered(member: etcd.Member, target: Dict[str, Any]) -> List[Tuple[str, Dict[str, Any]]]:
     """The keys (base64, as etcd takes them) and values of what the worker has registered, told by its address."""
-    answer = member.post("/v3/kv/range", etcd.span(target["prefix"]))
-    pairs = [(kv["key"], _instance(base64.b64decode(kv.get("value", "")))) for kv in answer.get("kvs", [])]
-    return [(key, found) for key, found in pairs if _names(found, target["address"])]
+    pairs = [(key, _instance(value)) for key, value in _range(member, target["prefix"])]
+    if "cards" not in target:
+        return [(key, found) for key, found in pairs if _names(found, target["address"])]
+    mine = {str(target["lease"])} if target.get("lease") else _carded(member, target)
+    return [(key, found) for key, found in pairs if str(found.get("instance_id")) in mine]
+
+
+def _carded(member: etcd.Member, target: Dict[str, Any]) -> Set[str]:
+    """Whose model cards are to be had at that address: over NATS an instance has none, only a subject."""
+    word = ("http://%s/v1/metadata/" % target["address"]).encode()
+    cards = [_instance(value) for _, value in _range(member, target["cards"]) if word in value]
+    return {str(card.get("instance_id")) for card in cards}
+
+
+def _range(member: etcd.Member, prefix: str) -> List[Tuple[str, bytes]]:
+    """Keys as etcd takes them (base64), and values."""
+    answer = member.post("/v3/kv/range", etcd.span(prefix))
+    return [(kv["key"], base64.b64decode(kv.get("value", ""))) for kv in answer.get("kvs", [])]
 
 
 def _instance(raw: bytes) -> Dict[str, Any]:

@@ -142,13 +142,18 @@ def worker_env(site: Site, cell: Cell, service: str, model: str) -> dict[str, st
         # address, hence not 0.0.0.0.
         "DYN_SYSTEM_HOST": site.address,
         "DYN_SYSTEM_PORT": "${port.system}",
-        # The request plane. Its address is how we tell which instance in the registry is ours.
-        "DYN_TCP_RPC_HOST": site.address,
-        "DYN_TCP_RPC_PORT": "${port.rpc}",
     }
+    if cell.request_plane == "tcp":
+        # The request plane. Its address is how we tell which instance in the registry is ours.
+        env |= {"DYN_TCP_RPC_HOST": site.address, "DYN_TCP_RPC_PORT": "${port.rpc}"}
     if model.startswith("/"):
         env["HF_HUB_OFFLINE"] = "1"
     return env
+
+
+def worker_ports(cell: Cell) -> dict[str, int]:
+    """Over NATS it takes requests on no port of its own, and is told by its system port, which stands in its model card."""
+    return {"system": 0, "rpc": 0} if cell.request_plane == "tcp" else {"system": 0}
 
 
 WORKER_PORTS = {

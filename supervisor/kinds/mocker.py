@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from supervisor.kinds.base import WORKER_OWNED, WORKER_PORTS, Cell, Kind, LaunchSpec, Site, Stop, flags, worker_env
+from supervisor.kinds.base import (
+    WORKER_OWNED,
+    WORKER_PORTS,
+    Cell,
+    Kind,
+    LaunchSpec,
+    Site,
+    Stop,
+    flags,
+    worker_env,
+    worker_ports,
+)
 
 # It uses no GPU and has no such flags; here too they say how many a replica is given. `data_parallel_size` it does have.
 NOT_ITS_OWN = frozenset({"tensor_parallel_size", "pipeline_parallel_size"})
@@ -33,7 +44,7 @@ def mocker(
             # A mocker has no canary: without this /health is 503 for ever. Works in 1.4.2, though it warns "deprecated".
             "DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS": '["generate"]',
         },
-        ports={"system": 0, "rpc": 0},
+        ports=worker_ports(cell),
         bind=site.address,
     )
 

@@ -16,6 +16,7 @@ from supervisor.kinds.base import (
     given,
     parallel,
     worker_env,
+    worker_ports,
 )
 
 # Of all memory, as vLLM 0.26 asks for by itself. It refuses to start where less is free, after a minute of loading.
@@ -41,7 +42,7 @@ def vllm(
     publishes = kv_events and not given("kv_events_config", args, extra_args)
     transfers = given("kv_transfer_config", args, extra_args)
     ranks = parallel(args, "data")
-    counts: dict[str, int] = {"system": 1, "rpc": 1}
+    counts = dict.fromkeys(worker_ports(cell), 1)
     env: dict[str, str] = {}
     if ranks == 1:
         # Where vLLM begins to look for free ports; else the kernel picks, from the ephemeral range.

@@ -87,9 +87,9 @@ def launch(plan: Plan, name: str, facts: HostFacts, secrets: Mapping[str, str], 
     etcd = login.target(near_first, secrets, host.name) if plan.external else {"urls": near_first}
     if "tls" in etcd:
         spec["contents"] = list(login.FILES.values())
-    if "rpc" in wanted.ports:
+    if "system" in wanted.ports:
         known = {key: value for key, value in etcd.items() if key != "auth"}  # a spec is a file
-        spec["fence"] = _fence(cell, process.wanted.service, f"{address}:${{port.rpc}}", known)
+        spec["fence"] = _fence(cell, process.wanted.service, address, known)
         spec["drain"] = [address, "${port.system}"]
     given = secrets if plan.external else {key: value for key, value in secrets.items() if not key.startswith(login.AUTH)}
     layers = [wanted.defaults, host.env or {}, plan.env, process.env, given, wanted.env]
@@ -103,9 +103,12 @@ def launch(plan: Plan, name: str, facts: HostFacts, secrets: Mapping[str, str], 
 def _fence(cell: Cell, service: str, address: str, etcd: Mapping[str, object]) -> dict[str, object]:
     """How the keeper takes this worker out of routing: by its lease, or by unlinking its entries."""
     if cell.discovery == "file":
-        return {"kind": "file", "root": cell.file_kv, "address": address}
-    prefix = f"v1/instances/{namespace_of(cell, service)}/"
-    return {"kind": "etcd", **etcd, "prefix": prefix, "address": address}
+        return {"kind": "file", "root": cell.file_kv, "address": f"{address}:${{port.rpc}}"}
+    namespace = namespace_of(cell, service)
+    found = {"kind": "etcd", **etcd, "prefix": f"v1/instances/{namespace}/", "address": f"{address}:${{port.rpc}}"}
+    if cell.request_plane == "tcp":
+        return found
+    return {**found, "cards": f"v1/mdc/{namespace}/", "address": f"{address}:${{port.system}}"}
 
 
 def _environment(plan: Plan, facts: HostFacts, python: str, layers: list[Mapping[str, str]]) -> dict[str, str]:

@@ -9,15 +9,19 @@ back under load: 0 of 226 requests failed on 1.4.2).
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from supervisor.probes.ask import HttpRequest, etcd_range, post
-from supervisor.probes.rim import excerpt, listed, mapping, obj, text
+from supervisor.probes.rim import excerpt, listed, mapping, obj, text, whole
 from supervisor.probes.view import Instance, instance, unbase64
 
 INSTANCES = "v1/instances/"
+CARDS = "v1/mdc/"
 ASIDE = "noray/cordoned/"
 GENERATE = "generate"
+_METADATA = re.compile(rb"http://(\[[^\]]+\]|[^:/\"]+):([0-9]{1,5})/v1/metadata/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,31 @@ class Entry:
 def asks(namespaces: str) -> tuple[HttpRequest, HttpRequest]:
     """Everything that is routed to in namespaces that begin so, and everything kept aside; for `entries`."""
     return etcd_range(f"{INSTANCES}{namespaces}"), etcd_range(f"{ASIDE}{INSTANCES}{namespaces}")
+
+
+def cards(namespaces: str) -> HttpRequest:
+    """The model cards of namespaces that begin so; for `addresses`."""
+    return etcd_range(f"{CARDS}{namespaces}")
+
+
+def addresses(status: int, body: bytes) -> dict[int, tuple[str, int]]:
+    """Of each instance, where its model card is to be had: its host, and the port of its system. Raises LookupError."""
+    found = obj(body)
+    if status != 200 or found is None or not isinstance(found.get("header"), dict):
+        raise LookupError(f"etcd does not answer: {excerpt(status, body)}")
+    made = {}
+    for kv in map(mapping, listed(found.get("kvs"))):
+        card = unbase64(text(kv.get("value")))
+        where, number = _METADATA.search(card), whole(mapping(obj(card)).get("instance_id"))
+        if where and number is not None:
+            made[number] = (where[1].decode().strip("[]"), int(where[2]))
+    return made
+
+
+def at(entry: Entry, known: Mapping[int, tuple[str, int]]) -> Entry:
+    """With the address of its card, for one that was registered without any, as over NATS."""
+    host, port = known.get(entry.instance.instance_id, ("", 0))
+    return entry if entry.instance.host else replace(entry, instance=replace(entry.instance, host=host, port=port))
 
 
 def entries(status: int, body: bytes) -> tuple[Entry, ...]:

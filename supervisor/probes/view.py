@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from supervisor.probes.rim import excerpt, listed, mapping, obj, text, whole
@@ -46,6 +46,10 @@ class View:
     def at(self, host: str, port: int, endpoint: str = "generate") -> frozenset[Instance]:
         """Who registered this address. Two at once: an earlier life on the same port whose lease still stands."""
         return self._by_address.get((host, port, endpoint), frozenset())
+
+    def named(self, ids: Collection[int], endpoint: str = "generate") -> frozenset[Instance]:
+        """Those of these ids."""
+        return frozenset(i for i in self.instances if i.instance_id in ids and i.endpoint == endpoint)
 
     def within(self, prefix: str, endpoint: str = "generate") -> frozenset[Instance]:
         """The instances of one deployment (`kinds.base.namespace_prefix`)."""

@@ -133,6 +133,9 @@ class Routing:
         found: list[Entry] = []
         for request in registry.asks(plan.deployment + SEPARATOR):
             found += registry.entries(*await self._ask(request))
+        if plan.request_plane == "nats":
+            known = registry.addresses(*await self._ask(registry.cards(plan.deployment + SEPARATOR)))
+            found = [registry.at(entry, known) for entry in found]
         return [entry for entry in found if entry.instance.host == plan.addresses.get(host)]
 
     async def _ask(self, request: HttpRequest) -> tuple[int, bytes]:

@@ -15,6 +15,7 @@ from supervisor.errors import HostUnreachable
 from supervisor.probes import ask, judge, proof, view
 from supervisor.probes.ask import HttpRequest
 from supervisor.probes.rim import Verdict
+from supervisor.probes.view import Instance
 from supervisor.runtime.hostlink import HostLink
 from supervisor.runtime.views import FRESH_S, READY_S, FrontendView, Fronts
 
@@ -214,7 +215,7 @@ async def _look_at_worker(subject: Subject, word: tuple[int, bytes], last: Found
         return replace(found, stage="loaded; waiting for a frontend")
     for front in fronts:
         await front.refresh(READY_S if last.settled else FRESH_S)
-        mine = front.instances.at(subject.address, subject.ports["rpc"])
+        mine = await _mine(subject, front)
         if not mine:
             return replace(found, stage="loaded, not registered yet")
         found = replace(found, instance=str(max(i.instance_id for i in mine)))
@@ -225,6 +226,14 @@ async def _look_at_worker(subject: Subject, word: tuple[int, bytes], last: Found
             return replace(found, stage="serving", ready=True, well=True, proven=True)
         found = replace(found, before=last.before)
     return await _prove(subject, fronts[0], found)
+
+
+async def _mine(subject: Subject, front: FrontendView) -> frozenset[Instance]:
+    """Its instances, as this frontend has them: by its address; over NATS, where it has none, by what it says of itself."""
+    if "rpc" in subject.ports:
+        return front.instances.at(subject.address, subject.ports["rpc"])
+    work = await _work(subject)
+    return front.instances.named(work.instance_ids if work else ())
 
 
 async def _prove(subject: Subject, front: FrontendView, found: Found) -> Found:

@@ -247,6 +247,9 @@ def _disagreements(deployment: Deployment, document: Document) -> Iterator[Probl
     if deployment.discovery.backend == "file" and len(hosts) > 1:
         text = f"found 'file', allowed: etcd, as this deployment uses several hosts ({', '.join(hosts)})"
         yield document.problem(("discovery",), text)
+    if deployment.discovery.backend == "file" and deployment.planes.request == "nats":
+        text = "found 'nats', allowed: tcp, as with discovery: file nobody could tell whose an instance is"
+        yield document.problem(("planes", "request"), text)
     yield from _door_problems(deployment, document)
     yield from gpu_problems(deployment.models, document)
     for index, model in enumerate(deployment.models):

@@ -62,8 +62,6 @@ def _first(value: object, info: ValidationInfo) -> object:
     return context(info).hosts[0] if value is None else value
 
 
-# Its instances are registered without any address; their model cards have one: that of the system port.
-NOT_OVER_NATS = "request: nats and http, once a worker can be told by what it registers there"
 Ttl = Annotated[int, Field(ge=1, le=86_400), Says("whole seconds: an integer from 1 to 86400")]
 ENDPOINT = "the URL of a member, such as http://10.0.0.5:2379 or https://etcd-1.lab:2379"
 DISCOVERIES = ("etcd", "file")
@@ -100,7 +98,7 @@ class Etcd(Section):
 class Planes(Section):
     """How Dynamo's processes talk to each other."""
 
-    request: Annotated[Literal["tcp"], Says("tcp"), planned(("nats", "http"), NOT_OVER_NATS)] = "tcp"
+    request: Annotated[Literal["tcp", "nats"], Says("tcp or nats"), planned(("http",), "request: http")] = "tcp"
     event: Annotated[Literal["zmq", "nats"], Says("zmq or nats")] = "zmq"
 
 
@@ -115,10 +113,10 @@ class Nats(Section):
 
 def nats_wanted(value: object, info: ValidationInfo) -> object:
     planes = info.data.get("planes")
-    if planes is None or planes.event == "nats":
+    if planes is None or "nats" in (planes.request, planes.event):
         return {} if value is None else value
     if value is not None:
-        raise allowed("no nats section, as no plane goes over it (planes: {event: nats})")
+        raise allowed("no nats section, as no plane goes over it (planes: {request: nats, event: nats})")
     return None
 
 

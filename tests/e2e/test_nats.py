@@ -1,4 +1,4 @@
-"""Events over NATS: a nats-server of ours that everybody uses, that may die, and that is gone in the end."""
+"""Events, requests or both over NATS: a nats-server of ours that everybody uses, that may die, and that is gone in the end."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.lab import Lab, free_ports, until
-from tests.e2e.load import Load
+from tests.e2e.load import Load, Request
 
 CLIENTS, TOKENS = 6, 50
 
 
 @pytest.fixture
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    planes, nats = {"event": "nats"}, {"port": free_ports(1)[0]}
+def lab(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Lab]:
+    planes, nats = getattr(request, "param", {"event": "nats"}), {"port": free_ports(1)[0]}
     with Lab(tmp_path_factory.mktemp("l"), planes=planes, nats=nats) as lab:
         lab.deployment["frontend"] |= {"args": {"router_mode": "kv"}}
         lab.deployment["models"][0]["replicas"] = 2
@@ -33,7 +33,8 @@ def clients(lab: Lab) -> int:
         return int(json.loads(answer.read())["num_connections"])
 
 
-def test_all_events_go_over_it_and_it_may_die(lab: Lab) -> None:
+@pytest.mark.parametrize("lab", [{"event": "nats"}, {"request": "nats"}], indirect=True, ids=["events", "requests"])
+def test_it_may_die_and_nobody_is_hurt(lab: Lab) -> None:
     lab.up()
     before = {p["name"]: p["run"] for p in lab.ready()["processes"]}
     assert set(before) == {"etcd-0", "nats-0", "frontend-0", "mock-0", "mock-1"}
@@ -46,6 +47,31 @@ def test_all_events_go_over_it_and_it_may_die(lab: Lab) -> None:
     assert load.failures == []
     assert {p["name"] for p in after["processes"] if p["run"] != before[p["name"]]} == {"nats-0"}
     until(lambda: clients(lab) >= 3)
+    lab.chat()
+    lab.down()
+
+
+@pytest.mark.parametrize("lab", [{"request": "nats", "event": "nats"}], indirect=True, ids=["both"])
+def test_a_worker_is_fenced_and_drained_though_it_registers_no_address(lab: Lab) -> None:
+    lab.deployment["frontend"] |= {"args": {"router_mode": "round-robin"}}
+    lab.deployment["models"][0]["args"] = {"speedup_ratio": 1.0}
+    lab.write()
+    lab.up()
+    before = {p["name"]: p for p in lab.ready()["processes"]}
+    assert all("rpc" not in p["ports"] for p in before.values())
+    lab.kill_tree("mock-0")
+    after = lab.wait(lambda s: s["ready"] and run(s, "mock-0") != before["mock-0"]["run"])
+    last = next(p for p in after["processes"] if p["name"] == "mock-0")["last_exit"]
+    assert last is not None
+    assert last["fenced_at"] - last["at"] < 5.0
+    assert len(lab.instances()) == 2
+    requests = [Request(lambda: lab.stream(200)) for _ in range(6)]
+    until(lambda: all(lab.busy(p["ports"]["system"]) for p in lab.status()["processes"] if p["kind"] == "mocker"))
+    lab.noray("stop", "mock-1")
+    for each in requests:
+        each.wait()
+        assert each.error is None
+    assert len(lab.instances()) == 1
     lab.chat()
     lab.down()
 

@@ -69,6 +69,16 @@ class Etcd:
         self.post("/v3/kv/put", key=_64(PREFIX + name), value=_64(json.dumps(value)), lease=lease)
         return lease
 
+    def carded(self, name: str, address: str) -> str:
+        """The same over NATS: an address stands in the model card only."""
+        lease = str(self.post("/v3/lease/grant", TTL=60)["ID"])
+        instance = {"instance_id": int(lease), "transport": {"nats_tcp": f"ns_backend.generate-{int(lease):x}"}}
+        path = f"http://{address}/v1/metadata/ns/backend/generate/m/_base/config.json"
+        self.put(PREFIX + name, json.dumps(instance), lease)
+        card = {"instance_id": int(lease), "card_json": {"model_info": {"hf_config_json": {"path": path}}}}
+        self.put(f"v1/mdc/ns/{name}", json.dumps(card), lease)
+        return lease
+
     def put(self, key: str, value: str, lease: str) -> None:
         self.post("/v3/kv/put", key=_64(key), value=_64(value), lease=lease)
 

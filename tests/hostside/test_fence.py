@@ -48,6 +48,19 @@ def test_the_lease_is_revoked_before_the_end_is_told(host: Host, link: Link, etc
     link.gone()
 
 
+def test_over_nats_it_is_told_by_its_model_card(host: Host, link: Link, etcd: Etcd) -> None:
+    """No controller ever told its keeper the lease, and its instance has a subject and no address."""
+    over = {"cards": "v1/mdc/ns/", "address": "127.0.0.1:${port.sys}"}
+    state = link.started(ports={"sys": [0, "127.0.0.1"]}, fence={**target(etcd.url), **over})
+    port = state["ports"]["sys"]
+    mine, other = etcd.carded("mine", f"127.0.0.1:{port}"), etcd.carded("other", f"127.0.0.1:{port}1")
+    assert etcd.names() == {"mine", "other"}
+    os.kill(state["pid"], signal.SIGKILL)
+    assert link.gone()["fenced"]["did"] == f"revoked lease {int(mine):x}"
+    assert etcd.names() == {"other"}
+    etcd.post("/v3/lease/revoke", ID=other)
+
+
 def test_etcd_was_away_and_comes_back(host: Host, link: Link, etcd: Etcd) -> None:
     state = link.started(ports={"rp": [0, "127.0.0.1"]}, fence=target(etcd.url))
     etcd.register(f"127.0.0.1:{state['ports']['rp']}", "mine")

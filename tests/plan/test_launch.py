@@ -222,6 +222,15 @@ def test_credentials_stand_in_no_file_that_is_not_secret(files: dict[str, Any]) 
     assert "hush" not in str(refused.value)
 
 
+def test_over_nats_a_worker_is_told_by_its_model_card() -> None:
+    made = launched(deployed=deployment(planes={"request": "nats"}))
+    assert (made.env["DYN_REQUEST_PLANE"], made.env["NATS_SERVER"]) == ("nats", "nats://10.1.0.11:4222")
+    assert "DYN_TCP_RPC_PORT" not in made.env
+    assert made.spec["ports"] == {"system": [0, "10.1.0.12", 1]}
+    fence: Any = made.spec["fence"]
+    assert (fence["cards"], fence["address"]) == ("v1/mdc/lab_qwen/", "10.1.0.12:${port.system}")
+
+
 def test_without_etcd_it_is_fenced_by_its_files() -> None:
     made = launched("qwen-0", deployed=deployment(discovery="file"), inventory=alone())
     assert made.spec["fence"] == {

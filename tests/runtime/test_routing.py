@@ -93,7 +93,8 @@ def _opens(door: tuple[str, int]) -> bool:
 class Site:
     """Two workers of ours and one of another deployment on this machine, the host `w`; a frontend on the host `f`."""
 
-    def __init__(self, etcd: Etcd, routing: Routing, facts: Any, links: dict[str, Near]) -> None:
+    def __init__(self, etcd: Etcd, routing: Routing, facts: Any, links: dict[str, Near], plane: str) -> None:
+        self.plane = plane
         self.etcd, self.routing, self.facts, self.links = etcd, routing, facts, links
         self.servers = [socket.create_server((HERE, 0)) for _ in range(3)]
         self.ports = [server.getsockname()[1] for server in self.servers]
@@ -105,6 +106,10 @@ class Site:
         namespace, component, endpoint = prefix.split("/")[2:5]
         value = {"namespace": namespace, "component": component, "endpoint": endpoint, "instance_id": int(lease),
                  "transport": {"tcp": f"{HERE}:{self.ports[number]}/{int(lease):x}/generate"}}  # fmt: skip
+        if self.plane == "nats":
+            card = {"instance_id": int(lease), "card_json": {"path": f"http://{HERE}:{self.ports[number]}/v1/metadata/x"}}
+            self.etcd.put(f"{prefix}{int(lease):x}".replace("instances", "mdc"), json.dumps(card), lease)
+            value["transport"] = {"nats_tcp": f"{namespace}.generate-{int(lease):x}"}
         self.etcd.put(f"{prefix}{int(lease):x}", json.dumps(value), lease)
         return lease
 
@@ -131,27 +136,29 @@ class Site:
 
 
 @asynccontextmanager
-async def world(etcd: Etcd, discovery: str = "etcd", theirs: bool = False) -> AsyncIterator[Site]:
+async def world(etcd: Etcd, discovery: str = "etcd", theirs: bool = False, plane: str = "tcp") -> AsyncIterator[Site]:
     send, facts = anyio.create_memory_object_stream[Fact](100)
     links = {"w": Near("w"), "f": Near("f")}
     ours = {"deployment": "lab", "addresses": {"w": HERE}, "processes": {}, "etcd_urls": (etcd.url,), "external": theirs}
-    plan = SimpleNamespace(discovery=discovery, **ours)
+    plan = SimpleNamespace(discovery=discovery, request_plane=plane, **ours)
     for link in links.values():
         link.urls = ["http://127.0.0.1:1", etcd.url] if theirs else []
     etcd.clear()
     async with send, facts, anyio.create_task_group() as tasks:
         named = cast("dict[str, HostLink]", links)
         routing = Routing(tasks, named, send.send, lambda: cast(Plan, plan), lambda: [named["f"]])
-        site = Site(etcd, routing, facts, links)
+        site = Site(etcd, routing, facts, links, plane)
         yield site
         for server in site.servers:
             server.close()
         tasks.cancel_scope.cancel()
 
 
-@pytest.mark.parametrize("theirs", [False, True], ids=["ours", "of others"])
-async def test_who_is_taken_out_is_found_by_nobody_and_put_back_as_he_was(etcd: Etcd, theirs: bool) -> None:
-    async with world(etcd, theirs=theirs) as site:
+@pytest.mark.parametrize(
+    ("theirs", "plane"), [(False, "tcp"), (True, "tcp"), (False, "nats")], ids=["ours", "of others", "nats"]
+)
+async def test_who_is_taken_out_is_found_by_nobody_and_put_back_as_he_was(etcd: Etcd, theirs: bool, plane: str) -> None:
+    async with world(etcd, theirs=theirs, plane=plane) as site:
         one, two = site.ports[:2]
         assert await site.route(out={one}) == Routed("w", out=frozenset({one}))
         moved = {("noray/cordoned/" if key == site.key(0) else "") + key: kept for key, kept in site.keys.items()}

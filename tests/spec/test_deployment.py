@@ -207,7 +207,8 @@ def test_what_is_parsed_does_not_change(change: tuple[str, Any]) -> None:
         (top("discovery: consul"), f"6:12: discovery: found 'consul', allowed: {DISCOVERY}"),
         (
             top("nats: {}"),
-            "6:7: nats: found an empty mapping, allowed: no nats section, as no plane goes over it (planes: {event: nats})",
+            "6:7: nats: found an empty mapping, "
+            "allowed: no nats section, as no plane goes over it (planes: {request: nats, event: nats})",
         ),
         (top("discovery: {endpoints: [a]}"), f"6:25: discovery.endpoints[0]: found 'a', allowed: {MEMBER}"),
         (top("discovery: {endpoints: [http://h/x]}"), f"6:25: discovery.endpoints[0]: found 'http://h/x', allowed: {MEMBER}"),
@@ -277,7 +278,7 @@ NOT_YET = "not yet built in this version (planned: "
         (model("decode: {}"), f"6:5: models[0].decode: {NOT_YET}disaggregated"),
         (model("nodes: 2"), f"6:5: models[0].nodes: {NOT_YET}one engine over several hosts"),
         (model("loras: []"), f"6:5: models[0].loras: {NOT_YET}LoRA"),
-        (top("planes: {request: nats}"), f"6:19: planes.request: found 'nats': {NOT_YET}request: nats"),
+        (top("planes: {request: http}"), f"6:19: planes.request: found 'http': {NOT_YET}request: http"),
         (
             GOOD.replace("mocker", "sglang"),
             f"5:13: models[0].engine: found 'sglang': {NOT_YET}sglang and trtllm; this version runs engine: vllm and mocker",
@@ -583,6 +584,11 @@ def test_several_members_are_behind_a_gateway(line: str, port: int | None) -> No
 
 def test_nats_is_there_when_a_plane_goes_over_it() -> None:
     assert parsed(GOOD).nats is None
+    assert parsed(top("planes: {request: nats}")).nats is not None
+    assert deployment_errors(top("planes: {request: nats}") + "discovery: file\n", ONE) == [
+        "d.yaml:6:19: planes.request: found 'nats', "
+        "allowed: tcp, as with discovery: file nobody could tell whose an instance is"
+    ]
     found = parsed(top("planes: {event: nats}")).nats
     assert found is not None
     assert (found.host, found.port) == ("gpu01", 4222)
