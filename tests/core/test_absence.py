@@ -161,6 +161,16 @@ def test_who_died_while_nobody_could_fence_it_is_fenced_when_its_host_is_back() 
     assert Route("gpu01", dead=frozenset({PORT})) in world.found(dead, live)
 
 
+def test_over_nats_a_worker_is_told_by_its_system_port() -> None:
+    world = up(FRONT, WORKER, OTHER)
+    world.told(Phase.RUNNING, "qwen-0", ports={"system": PORT})
+    world.told(Phase.RUNNING, "qwen-1", ports={"system": OTHER_PORT})
+    world.lost()
+    dead = run_state(world["qwen-0"].run, Phase.GONE, ports={"system": PORT}, exit=exited(None))
+    live = run_state(world["qwen-1"].run, process="qwen-1", ports={"system": OTHER_PORT})
+    assert Route("gpu01", dead=frozenset({PORT})) in world.found(dead, live)
+
+
 def test_a_port_that_a_living_run_has_by_now_is_nobody_dead() -> None:
     world = away()
     dead = run_state(world["qwen-0"].run, Phase.GONE, ports={"rpc": PORT}, exit=exited(None))
