@@ -102,7 +102,7 @@ models:
 """
 HOSTS = "hosts:\n  here: {transport: local}\n"
 
-KEYS = "discovery, env, etcd, frontend, models, name, planes"
+KEYS = "discovery, env, etcd, frontend, models, name, nats, planes"
 BAD = {
     "bad YAML": ("name: [lab\nmodels: x\n", HOSTS, "deployment.yaml:2:7", "not YAML: expected ',' or ']', but got ':'"),
     "unknown key": (GOOD + "replica: 2\n", HOSTS, "deployment.yaml:6:1", f"unknown key 'replica'; allowed: {KEYS}"),
