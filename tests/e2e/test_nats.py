@@ -63,10 +63,11 @@ def test_a_worker_is_fenced_and_drained_though_it_registers_no_address(lab: Lab)
     after = lab.wait(lambda s: s["ready"] and run(s, "mock-0") != before["mock-0"]["run"])
     last = next(p for p in after["processes"] if p["name"] == "mock-0")["last_exit"]
     assert last is not None
-    assert last["fenced_at"] - last["at"] < 5.0
+    assert last["fenced_at"] - last["at"] < 20.0
     assert len(lab.instances()) == 2
-    requests = [Request(lambda: lab.stream(200)) for _ in range(6)]
-    until(lambda: all(lab.busy(p["ports"]["system"]) for p in lab.status()["processes"] if p["kind"] == "mocker"))
+    ports = [p["ports"]["system"] for p in after["processes"] if p["kind"] == "mocker"]
+    requests = [Request(lambda: lab.stream(1000)) for _ in range(6)]
+    until(lambda: all(lab.busy(port) for port in ports))
     lab.noray("stop", "mock-1")
     for each in requests:
         each.wait()

@@ -107,7 +107,7 @@ def test_a_worker_that_dies_meanwhile_is_fenced_by_whoever_answers(lab: Lab) -> 
     after = lab.wait(lambda s: one(s, worker["name"])["run"] != worker["run"] and one(s, worker["name"])["state"] == "ready")
     last = one(after, worker["name"])["last_exit"]
     assert last is not None
-    assert last["fenced_at"] - last["at"] < 5.0
+    assert last["fenced_at"] - last["at"] < 20.0
     lab.noray("start", "etcd-1")
     lab.ready()
     lab.chat()
