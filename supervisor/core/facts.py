@@ -230,6 +230,16 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
+class CordonAsked:
+    """The operator's word that nothing new is to reach these (processes, services, hosts, `HOST:GPU`), or may again."""
+
+    names: frozenset[str]
+    on: bool
+    by: str = ""
+    at_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Planned:
     """The operator's files say this is what should run. Anything else of this deployment is surplus."""
 
@@ -250,5 +260,5 @@ class Beat:
 
 Fact = (
     Planned | Placed | Told | HostFound | HostLost | HostDue | Witnessed | Routed | GpusSeen | LeavingTold | LogoutTold | Probed
-    | Due | StopAsked | Asked | Beat
+    | Due | StopAsked | Asked | CordonAsked | Beat
 )  # fmt: skip

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from . import absence
+from . import absence, cordon
 from .actions import Action, Stop, Unwatch, Watch
 from .facts import (
     Asked,
+    CordonAsked,
     Due,
     Fact,
     GpusSeen,
@@ -47,6 +48,14 @@ Result = tuple[Fleet, tuple[Action, ...]]
 
 def step_fleet(fleet: Fleet, fact: Fact, now_s: float) -> Result:
     """The one way the fleet moves. A fact that is told again changes nothing."""
+    after, actions = _step(fleet, fact, now_s)
+    if after.observing:
+        return after, actions
+    after, routes = cordon.routes(fleet, after)
+    return after, (*actions, *routes)
+
+
+def _step(fleet: Fleet, fact: Fact, now_s: float) -> Result:
     before = fleet
     actions: tuple[Action, ...] = ()
     match fact:
@@ -80,6 +89,8 @@ def step_fleet(fleet: Fleet, fact: Fact, now_s: float) -> Result:
             fleet, actions = _stop_asked(fleet, skip_drain)
         case Asked():
             fleet, actions = _asked(fleet, fact, now_s)
+        case CordonAsked():
+            fleet = replace(fleet, cordons=cordon.after(fleet.cordons, fact))
     if fleet.observing:
         return fleet, tuple(a for a in actions if isinstance(a, Watch | Unwatch))
     fleet, more = _settle(before, fleet, now_s)
@@ -94,7 +105,8 @@ def _planned(fleet: Fleet, wanted: Mapping[str, Wanted], now_s: float) -> Fleet:
     """New ones wait for their host, changed ones are replaced once stopped, the others are stopped and then forgotten."""
     names = dict.fromkeys((*wanted, *fleet.processes))
     hosts = {want.host: Host(want.host) for want in wanted.values() if want.host}
-    fleet = replace(fleet, wanted=wanted, hosts={**hosts, **fleet.hosts}, held=within(fleet.held, wanted))
+    cordons = cordon.within(fleet.cordons, fleet.wanted, wanted)
+    fleet = replace(fleet, wanted=wanted, hosts={**hosts, **fleet.hosts}, held=within(fleet.held, wanted), cordons=cordons)
     processes: dict[str, Process] = {}
     for name in names:
         old, want = fleet.processes.get(name), wanted.get(name)

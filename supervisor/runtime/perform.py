@@ -8,6 +8,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from supervisor.core.actions import Action, Fence, Route, Spawn, Stop, TellFence, Unwatch, WakeAt, WakeHostAt, Watch, Witness
+from supervisor.core.cordon import Aside, aside
 from supervisor.core.facts import Due, Fact, HostDue
 from supervisor.core.known import Fleet
 from supervisor.core.process import State
@@ -117,6 +118,7 @@ class Performer:
             fronts=self._fronts,
             was_ready=known is not None and known.was_ready,
             served=self._served,
+            aside=lambda: self._aside(process),
         )
         await watch(subject, self._tell)
 
@@ -124,6 +126,11 @@ class Performer:
         """Of its run, as last told; empty if it has none."""
         process = self._fleet().processes.get(name)
         return process.seen.ports if process and process.seen else {}
+
+    def _aside(self, name: str) -> Aside:
+        fleet = self._fleet()
+        process = fleet.processes.get(name)
+        return aside(fleet, process) if process else Aside.NO
 
     def _served(self) -> frozenset[str]:
         """What clients may ask for now: the models of which a worker is ready."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import anyio
 
+from supervisor.core.cordon import Aside
 from supervisor.core.facts import Fact, Probed
 from supervisor.errors import HostUnreachable
 from supervisor.probes import ask, judge, proof, view
@@ -42,6 +43,7 @@ class Subject:
     fronts: Fronts
     was_ready: bool  # already under an earlier look, perhaps of an earlier controller: what ails it now is no start
     served: Callable[[], frozenset[str]]  # models of which a worker is ready
+    aside: Callable[[], Aside]  # whether it is cordoned
 
     @property
     def question(self) -> tuple[int, HttpRequest]:
@@ -205,6 +207,9 @@ async def _look_at_worker(subject: Subject, word: tuple[int, bytes], last: Found
         stage = "loading" if status == 0 and not last.confirmed else healthy.reason
         return replace(found, stage=stage, alone=True)
     fronts = subject.fronts.views()
+    if (aside := subject.aside()) is not Aside.NO:
+        found = replace(found, served=served or aside is Aside.OUT)
+        return await _look_at_cordoned(subject, fronts, found, last)
     if not fronts:
         return replace(found, stage="loaded; waiting for a frontend")
     for front in fronts:
@@ -220,6 +225,17 @@ async def _look_at_worker(subject: Subject, word: tuple[int, bytes], last: Found
             return replace(found, stage="serving", ready=True, well=True, proven=True)
         found = replace(found, before=last.before)
     return await _prove(subject, fronts[0], found)
+
+
+async def _look_at_cordoned(subject: Subject, fronts: list[FrontendView], found: Found, last: Found) -> Found:
+    """Nobody routes to it, so nobody can say more of it than itself; a new run must be registered before it is taken out."""
+    for front in fronts:
+        await front.refresh(READY_S if last.settled else FRESH_S)
+        for mine in front.instances.at(subject.address, subject.ports["rpc"]):
+            found = replace(found, instance=str(mine.instance_id))
+    if not found.instance and not found.served:
+        return replace(found, stage="loaded, not registered yet")
+    return replace(found, stage="cordoned", ready=True, well=True, proven=last.proven, instance=found.instance or last.instance)
 
 
 async def _prove(subject: Subject, front: FrontendView, found: Found) -> Found:
