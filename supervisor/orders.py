@@ -125,6 +125,7 @@ class Orders:
             if all(not fleet.hosts[p.wanted.host].up for p in late):
                 break
         left = [f"not known: {p.wanted.name} ({p.wanted.host} does not answer)" for p in late]
+        left += [] if on else cordon.still_out(self._to.fleet, names)
         yield {"ended": {"left": left, "failed": []}}
 
     async def _until(self, done: Callable[[], bool], stuck: Callable[[], bool]) -> AsyncIterator[Status]:

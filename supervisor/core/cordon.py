@@ -96,6 +96,13 @@ def late(fleet: Fleet, process: Process) -> bool:
     return not gone and (process.state is State.READY or process.instance != "")
 
 
+def still_out(fleet: Fleet, names: Collection[str]) -> list[str]:
+    """Of those that were put back, who is out by another word."""
+    meant = {name: names_of(p) for name, p in fleet.processes.items() if names_of(p) & set(names)}
+    words = {name: sorted(all_names & fleet.cordons.keys()) for name, all_names in meant.items()}
+    return [f"still cordoned: {name}, as {' and '.join(said)} is" for name, said in words.items() if said]
+
+
 def by_hand(fleet: Fleet, host: str) -> frozenset[int]:
     """The request-plane ports there that stay out, whoever reaches them."""
     here = (p for p in fleet.processes.values() if p.wanted.host == host and cordoned_by(fleet.cordons, p) is not None)

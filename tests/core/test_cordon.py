@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from supervisor.core.actions import Action, Route, Witness
-from supervisor.core.cordon import meant, within
+from supervisor.core.cordon import meant, still_out, within
 from supervisor.core.facts import CordonAsked, Phase, Routed, RunGpu, Sighting, Witnessed
 from supervisor.core.hand import Held
 from supervisor.core.process import State
@@ -93,6 +93,16 @@ def test_whoever_reaches_it_only_the_operator_puts_it_back() -> None:
     world.tell(Routed("gpu01", back=frozenset({OTHER_PORT})))
     assert world.tell(Witnessed("gpu01", (seen[0],))) == (), "and nobody looks for it again"
     assert shown(world)["cordoned"]
+
+
+def test_what_another_word_keeps_out_is_told() -> None:
+    world = serving()
+    says(world, "gpu01")
+    says(world, "qwen-0")
+    assert says(world, "qwen-0", on=False) == []
+    assert still_out(world.fleet, {"qwen-0"}) == ["still cordoned: qwen-0, as gpu01 is"]
+    says(world, "gpu01", on=False)
+    assert still_out(world.fleet, {"qwen-0"}) == []
 
 
 def test_a_drain_is_not_undone_by_an_uncordon() -> None:
