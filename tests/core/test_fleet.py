@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from supervisor.core.actions import Spawn, Stop, Unwatch, Watch
-from supervisor.core.facts import HostFound, Logout, LogoutTold, Phase, Told
+from supervisor.core.facts import HostFound, Logout, LogoutTold, Phase, Probed, Told
 from supervisor.core.fleet import SURPLUS_DRAIN_S, SURPLUS_TERM_S
 from supervisor.core.ids import run_id, run_ms
 from supervisor.core.known import Fleet
