@@ -158,6 +158,11 @@ class Routed:
 
 
 @dataclass(frozen=True, slots=True)
+class RegistryLost:
+    """etcd answers, and knows nothing of those who serve: its data is gone, and nobody registers a second time."""
+
+
+@dataclass(frozen=True, slots=True)
 class GpuSeen:
     """One card, or one MIG slice of one, as NVML told of it."""
 
@@ -259,6 +264,6 @@ class Beat:
 
 
 Fact = (
-    Planned | Placed | Told | HostFound | HostLost | HostDue | Witnessed | Routed | GpusSeen | LeavingTold | LogoutTold | Probed
-    | Due | StopAsked | Asked | CordonAsked | Beat
+    Planned | Placed | Told | HostFound | HostLost | HostDue | Witnessed | Routed | RegistryLost | GpusSeen
+    | LeavingTold | LogoutTold | Probed | Due | StopAsked | Asked | CordonAsked | Beat
 )  # fmt: skip

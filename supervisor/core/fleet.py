@@ -26,6 +26,7 @@ from .facts import (
     Placed,
     Planned,
     Probed,
+    RegistryLost,
     Routed,
     RunState,
     StopAsked,
@@ -33,14 +34,15 @@ from .facts import (
     Witnessed,
 )
 from .hand import after, dropped, held_by, lowered, raised, within
-from .ids import run_id, run_ms
+from .ids import run_ms
 from .known import Fleet, Host, Surplus
 from .memory import recalled
-from .process import AT_REST, Body, Event, Process, State, at_rest, settle, step, with_run
+from .process import AT_REST, Body, Event, Process, State, at_rest, step, to, with_run
+from .turns import KEPT_BY, settled
 from .wanted import Wanted
 
 EVENT_OF = {Phase.RUNNING: Event.RUNNING, Phase.ENDED: Event.ENDED, Phase.STUCK: Event.STUCK, Phase.GONE: Event.GONE}
-HOLDS_NOBODY = {*AT_REST, State.UNKNOWN, State.STUCK, State.BACKOFF}
+REGISTRY_LOST = "etcd has lost its data: who is registered must register anew"
 SURPLUS_DRAIN_S, SURPLUS_TERM_S = 60.0, 90.0  # as Stop has them: nobody knows its own any more
 
 Result = tuple[Fleet, tuple[Action, ...]]
@@ -75,6 +77,8 @@ def _step(fleet: Fleet, fact: Fact, now_s: float) -> Result:
             fleet, actions = absence.witnessed(fleet, fact, now_s)
         case Routed(host) if host in fleet.hosts:
             fleet, actions = absence.routed(fleet, fact)
+        case RegistryLost():
+            fleet, actions = _registry_lost(fleet, now_s)
         case LeavingTold(host, leaving) if host in fleet.hosts:
             fleet = replace(fleet, hosts={**fleet.hosts, host: _leaves(fleet.hosts[host], leaving, now_s)})
         case LogoutTold(host, logout) if host in fleet.hosts:
@@ -93,11 +97,11 @@ def _step(fleet: Fleet, fact: Fact, now_s: float) -> Result:
             fleet = replace(fleet, cordons=cordon.after(fleet.cordons, fact))
     if fleet.observing:
         return fleet, tuple(a for a in actions if isinstance(a, Watch | Unwatch))
-    fleet, more = _settle(before, fleet, now_s)
+    fleet, more = settled(before, fleet, now_s)
     followed = _follow_plan(fleet, now_s)
     if followed is fleet:
         return fleet, (*actions, *more)
-    fleet, last = _settle(fleet, followed, now_s)
+    fleet, last = settled(fleet, followed, now_s)
     return fleet, (*actions, *more, *last)
 
 
@@ -276,6 +280,21 @@ def _gpus_seen(fleet: Fleet, seen: GpusSeen, now_s: float) -> Fleet:
     return replace(fleet, hosts={**fleet.hosts, seen.host: host if seen.error else replace(host, gpus=seen.gpus)})
 
 
+def _registry_lost(fleet: Fleet, now_s: float) -> Result:
+    """Every Dynamo process begins anew, all at once: what they share is gone, and none has failed. Nothing new reaches them, so
+    there is nothing to wait for before SIGTERM, on which each ends what it is answering.
+    """
+    actions: list[Action] = []
+    processes = dict(fleet.processes)
+    for name, process in fleet.processes.items():
+        want = process.wanted
+        if want.kind not in KEPT_BY and process.up and process.state in (State.STARTING, State.READY):
+            process = to(replace(process, asked=True), State.DRAINING, REGISTRY_LOST, now_s)
+            processes[name] = process
+            actions += [Unwatch(name), Stop(want.host, process.run, want.term_s)]
+    return replace(fleet, processes=processes), tuple(actions)
+
+
 def _stop_asked(fleet: Fleet, skip_drain: bool) -> Result:
     """Everything is wished down at once; `_turn` says whose turn it is. To skip the drain is asked once for each run."""
     hurry: list[Action] = []
@@ -306,41 +325,3 @@ def _asked(fleet: Fleet, asked: Asked, now_s: float) -> Result:
         else:
             processes[name] = raised(process, asked)
     return replace(fleet, processes=processes), tuple(actions)
-
-
-def _settle(before: Fleet, fleet: Fleet, now_s: float) -> Result:
-    """Let each process ask for what it wants. Whom nothing has happened to since `before` wants nothing new, unless the turn
-    has come to it or the way is free: of 400, one fact moves one (looking at all of them took most of the controller's time).
-    """
-    moved = [name for name, process in fleet.processes.items() if before.processes.get(name) is not process]
-    turn = _turn(fleet)
-    if fleet.surplus is not before.surplus or turn != _turn(before) or fleet.leaving != before.leaving:
-        moved = list(fleet.processes)
-    if not moved:
-        return fleet, ()
-    ending = {s.state.process for s in fleet.surplus.values()}
-    actions: list[Action] = []
-    processes = dict(fleet.processes)
-    runs = fleet.runs
-
-    def new_run() -> str:
-        nonlocal runs
-        runs += 1
-        return run_id(max(fleet.epoch_ms + int((now_s - fleet.epoch_s) * 1000), fleet.newest_ms + 1), runs)
-
-    for name in moved:
-        process = fleet.processes[name]
-        may_stop = turn is None or process.up or process.wanted.stop_rank <= turn
-        leaving = process.wanted.host in fleet.leaving
-        process, more = settle(process, now_s, new_run, may_spawn=name not in ending and not leaving, may_stop=may_stop)
-        waits = leaving and process.up and process.state is State.PENDING
-        processes[name] = replace(process, reason=f"{process.wanted.host} is shutting down") if waits else process
-        actions += more
-    return replace(fleet, processes=processes, runs=runs), tuple(actions)
-
-
-def _turn(fleet: Fleet) -> int | None:
-    """Of what is wished down, the lowest rank that is not at rest; None = nothing. Who cannot be reached holds nobody up."""
-    going = [p for p in fleet.processes.values() if not p.up and p.state not in HOLDS_NOBODY]
-    holds = [p for p in going if not (p.state is State.PENDING and p.free)]
-    return min((p.wanted.stop_rank for p in holds), default=None)

@@ -15,6 +15,7 @@ from supervisor.core.process import State
 from supervisor.plan.build import Plan, PlannedProcess, reachable
 from supervisor.plan.launch import launch
 from supervisor.runtime.hostlink import HostLink
+from supervisor.runtime.registration import watch_registration
 from supervisor.runtime.routing import Routing
 from supervisor.runtime.views import Address, Fronts, counting
 from supervisor.runtime.watch import Subject, watch
@@ -45,6 +46,7 @@ class Performer:
         self._fronts = Fronts(self._frontends)
         self._routing = Routing(tasks, links, tell, self._planned, lambda: (link for link, _, _ in self._frontends()))
         tasks.start_soon(self._fronts.run)
+        tasks.start_soon(watch_registration, fleet, self._routing.registered, tell)
 
     def __call__(self, action: Action) -> None:
         match action:

@@ -83,6 +83,13 @@ class Routing:
             raise LookupError("no other host with a frontend answers us")
         return list(zip(*answers, strict=True))
 
+    async def registered(self) -> frozenset[str]:
+        """The ids (decimal) of all processes of the deployment that etcd has a model card of. Raises LookupError."""
+        plan = self._plan()
+        if plan.discovery != "etcd":
+            raise LookupError("file discovery has no etcd to lose")
+        return registry.cards(*await self._ask(registry.ask_cards(plan.deployment + SEPARATOR)))
+
     # --- the registry -----------------------------------------------------------------------------------------------------
 
     async def _work(self, host: str) -> None:

@@ -36,6 +36,10 @@ class FrontendView:
     _asked_s: float = float("-inf")
     _lock: anyio.Lock = field(default_factory=anyio.Lock)
 
+    def blind(self, model: str) -> bool:
+        """It serves the model and can name nobody who does: it has lost etcd, not its workers (1.4.2: traffic flows on)."""
+        return model in self.models.names and not self.instances.instances
+
     async def refresh(self, fresh_s: float) -> None:
         """Ask again what is older than this. Raises HostUnreachable."""
         async with self._lock:

@@ -214,6 +214,9 @@ async def _look_at_worker(subject: Subject, word: tuple[int, bytes], last: Found
         return replace(found, stage="loaded; waiting for a frontend")
     for front in fronts:
         await front.refresh(READY_S if last.settled else FRESH_S)
+        if last.settled and front.blind(subject.served_as):
+            found = replace(found, instance=found.instance or last.instance)
+            continue
         mine = front.instances.at(subject.address, subject.ports["rpc"])
         if not mine:
             return replace(found, stage="loaded, not registered yet")

@@ -41,6 +41,8 @@ class World:
         self.front = True
         self.registered = True
         self.aside = Aside.NO
+        self.nobody = False  # shown by the frontend, as while etcd is away
+        self.listed = True
         self.fronts = Fronts(list)
         self.told: list[Probed] = []
         self._news = anyio.Event()
@@ -65,9 +67,11 @@ class World:
             case 8000, "/health":
                 where = {"transport": {"tcp": f"127.0.0.1:{RPC}/1f/generate"}, "instance_id": MINE}
                 instance = {"namespace": "lab_q", "component": "backend", "endpoint": "generate", **where}
-                return 200, json.dumps({"instances": [instance] if self.registered else []}).encode()
+                other = {**instance, "transport": {"tcp": "127.0.0.1:9/20/generate"}, "instance_id": OTHER}
+                there = [] if self.nobody else [instance] if self.registered else [other]
+                return 200, json.dumps({"instances": there}).encode()
             case 8000, "/v1/models":
-                return 200, json.dumps({"data": [{"id": "q"}]}).encode()
+                return 200, json.dumps({"data": [{"id": "q"}] if self.listed else []}).encode()
             case _:
                 return self._completion()
 
@@ -194,6 +198,18 @@ async def test_without_a_frontend_it_is_not_ready_and_not_ill() -> None:
         world.front = False
         told = await world.until(lambda p: not p.ready)
         assert (told.well, told.stage) == (True, "loaded; waiting for a frontend")
+
+    await watching(play)
+
+
+async def test_a_frontend_that_has_lost_etcd_says_nothing_about_who_serves() -> None:
+    async def play(world: World) -> None:
+        world.health = "ready"
+        await world.until(lambda p: p.proven)
+        world.nobody = True
+        assert (await world.after(60)).ready, "it serves the model still: traffic flows"
+        world.listed = False
+        assert (await world.until(lambda p: not p.ready)).well
 
     await watching(play)
 

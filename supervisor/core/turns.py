@@ -1,0 +1,65 @@
+"""Whose turn it is: in which order all stop, and who must wait before it is started. Asked after every fact."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from .actions import Action
+from .ids import run_id
+from .known import Fleet
+from .process import AT_REST, State, settle
+
+KEPT_BY = {"etcd", "nats"}  # kinds: they hold what the others register, and register nothing themselves
+HOLDS_NOBODY = {*AT_REST, State.UNKNOWN, State.STUCK, State.BACKOFF}
+DOWN = {*AT_REST, State.DRAINING, State.STOPPING, State.STUCK, State.BACKOFF}
+
+
+def settled(before: Fleet, fleet: Fleet, now_s: float) -> tuple[Fleet, tuple[Action, ...]]:
+    """Let each process ask for what it wants. Whom nothing has happened to since `before` wants nothing new, unless the turn
+    has come to it or the way is free: of 400, one fact moves one (looking at all of them took most of the controller's time).
+    """
+    moved = [name for name, process in fleet.processes.items() if before.processes.get(name) is not process]
+    turn, etcd_away = _turn(fleet), _etcd_away(fleet)
+    ways = fleet.surplus is before.surplus and fleet.leaving == before.leaving and etcd_away == _etcd_away(before)
+    if not ways or turn != _turn(before):
+        moved = list(fleet.processes)
+    if not moved:
+        return fleet, ()
+    ending = {s.state.process for s in fleet.surplus.values()}
+    actions: list[Action] = []
+    processes = dict(fleet.processes)
+    runs = fleet.runs
+
+    def new_run() -> str:
+        nonlocal runs
+        runs += 1
+        return run_id(max(fleet.epoch_ms + int((now_s - fleet.epoch_s) * 1000), fleet.newest_ms + 1), runs)
+
+    for name in moved:
+        process = fleet.processes[name]
+        may_stop = turn is None or process.up or process.wanted.stop_rank <= turn
+        leaving = process.wanted.host in fleet.leaving
+        headless = etcd_away and process.wanted.kind not in KEPT_BY
+        free = name not in ending and not leaving and not headless
+        process, more = settle(process, now_s, new_run, may_spawn=free, may_stop=may_stop)
+        if process.up and process.state is State.PENDING and (leaving or headless):
+            process = replace(process, reason=f"{process.wanted.host} is shutting down" if leaving else "waits for etcd")
+        processes[name] = process
+        actions += more
+    return replace(fleet, processes=processes, runs=runs), tuple(actions)
+
+
+def _etcd_away(fleet: Fleet) -> bool:
+    """It has served, and does not: whoever starts now finds nobody to register with, fails, and has used up his budget when it
+    is back. Its own first start is awaited by each process itself, which takes less time; of one whose host is silent this is
+    not known.
+    """
+    members = [p for p in fleet.processes.values() if p.wanted.kind == "etcd"]
+    return bool(members) and all(p.state in DOWN or (p.state is State.STARTING and p.was_ready) for p in members)
+
+
+def _turn(fleet: Fleet) -> int | None:
+    """Of what is wished down, the lowest rank that is not at rest; None = nothing. Who cannot be reached holds nobody up."""
+    going = [p for p in fleet.processes.values() if not p.up and p.state not in HOLDS_NOBODY]
+    holds = [p for p in going if not (p.state is State.PENDING and p.free)]
+    return min((p.wanted.stop_rank for p in holds), default=None)
