@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 from collections.abc import Iterator
-from contextlib import closing
 
 import pytest
 
-from tests.e2e.lab import MODEL, Lab, pids, question
-from tests.e2e.load import Load
+from tests.e2e.lab import Lab, pids
+from tests.e2e.load import Balanced, Load
 
 WORKERS, DOORS = 2, 2
 
@@ -26,45 +24,9 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         lab.down()
 
 
-def balanced(lab: Lab, turn: Iterator[int]) -> None:
-    """As a balancer does it: the next door that lists the model (a new one opens before it has found any), and another one
-    where this one refuses before the first byte (RFC 9110, 15.6.4).
-    """
-    first, refused = next(turn), list[str]()
-    for door in range(first, first + 2 * DOORS):
-        connection = http.client.HTTPConnection("127.0.0.1", lab.http_port + door % DOORS, timeout=60)
-        with closing(connection):
-            try:
-                connection.request("GET", "/v1/models")
-                if MODEL not in connection.getresponse().read().decode():
-                    continue
-                body = json.dumps(question(30, stream=True))
-                connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
-                answer = connection.getresponse()
-                said = answer.read().decode()
-            except ConnectionError as error:
-                refused.append(repr(error))
-                continue
-        if answer.status == 503:
-            refused.append(said)
-            continue
-        assert answer.status == 200, (answer.status, said)
-        assert said.rstrip().endswith("data: [DONE]"), said
-        return
-    raise AssertionError(f"no door is open: {refused}")
-
-
-def counted() -> Iterator[int]:
-    number = 0
-    while True:
-        yield number
-        number = (number + 1) % DOORS
-
-
 def test_they_are_restarted_one_by_one_without_a_failed_request(lab: Lab) -> None:
     before = pids(lab.ready())
-    turn = counted()
-    with Load(lambda: balanced(lab, turn), 4) as clients:
+    with Load(Balanced(lab, DOORS, tokens=30), 4) as clients:
         clients.more(8)
         lab.noray("restart", "frontend", "--yes")
         clients.more(8)
