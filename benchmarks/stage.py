@@ -30,7 +30,7 @@ def stage(place: Path, router: str, frontends: int = 1, **args: Any) -> Iterator
         lab.over(bed)
         lab.deployment["etcd"]["host"] = "a"
         lab.deployment["frontend"] |= {"host": "a", "replicas": frontends, "args": {"router_mode": router}}
-        lab.deployment["models"] = [lab.service(replicas=2, hosts=["b", "c"], args={**SPEED, **args})]
+        lab.deployment["models"] = [lab.service(replicas=2, hosts=["b", "c"], args={**SPEED, **args}, restart={"budget": 1000})]
         lab.write()
         yield lab, bed
 
