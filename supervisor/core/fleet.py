@@ -38,7 +38,7 @@ from .ids import run_ms
 from .known import Fleet, Host, Surplus
 from .memory import recalled
 from .process import AT_REST, Body, Event, Process, State, at_rest, step, to, with_run
-from .turns import KEPT_BY, settled
+from .turns import KEPT_BY, settled, warmed
 from .wanted import Wanted
 
 EVENT_OF = {Phase.RUNNING: Event.RUNNING, Phase.ENDED: Event.ENDED, Phase.STUCK: Event.STUCK, Phase.GONE: Event.GONE}
@@ -97,7 +97,7 @@ def _step(fleet: Fleet, fact: Fact, now_s: float) -> Result:
             fleet = replace(fleet, cordons=cordon.after(fleet.cordons, fact))
     if fleet.observing:
         return fleet, tuple(a for a in actions if isinstance(a, Watch | Unwatch))
-    fleet, more = settled(before, fleet, now_s)
+    fleet, more = settled(before, warmed(fleet), now_s)
     followed = _follow_plan(fleet, now_s)
     if followed is fleet:
         return fleet, (*actions, *more)

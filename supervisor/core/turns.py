@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .actions import Action
+from .actions import Action, Spawn
 from .ids import run_id
 from .known import Fleet
-from .process import AT_REST, State, settle
+from .process import AT_REST, Process, State, settle
 
 KEPT_BY = {"etcd", "nats"}  # kinds: they hold what the others register, and register nothing themselves
+NOT_YET = {State.STARTING, State.DRAINING, State.STOPPING}
+BEHIND = "the first of its kind on its host is being started"
 HOLDS_NOBODY = {*AT_REST, State.UNKNOWN, State.STUCK, State.BACKOFF}
 DOWN = {*AT_REST, State.DRAINING, State.STOPPING, State.STUCK, State.BACKOFF}
 
@@ -21,14 +23,15 @@ def settled(before: Fleet, fleet: Fleet, now_s: float) -> tuple[Fleet, tuple[Act
     moved = [name for name, process in fleet.processes.items() if before.processes.get(name) is not process]
     turn, etcd_away = _turn(fleet), _etcd_away(fleet)
     ways = fleet.surplus is before.surplus and fleet.leaving == before.leaving and etcd_away == _etcd_away(before)
-    if not ways or turn != _turn(before):
+    loading = _loading(fleet)
+    if not ways or turn != _turn(before) or loading != _loading(before):
         moved = list(fleet.processes)
     if not moved:
         return fleet, ()
     ending = {s.state.process for s in fleet.surplus.values()}
     actions: list[Action] = []
     processes = dict(fleet.processes)
-    runs = fleet.runs
+    runs, under_way = fleet.runs, set(loading)
 
     def new_run() -> str:
         nonlocal runs
@@ -40,13 +43,34 @@ def settled(before: Fleet, fleet: Fleet, now_s: float) -> tuple[Fleet, tuple[Act
         may_stop = turn is None or process.up or process.wanted.stop_rank <= turn
         leaving = process.wanted.host in fleet.leaving
         headless = etcd_away and process.wanted.kind not in KEPT_BY
-        free = name not in ending and not leaving and not headless
+        cold = (process.wanted.host, process.wanted.cold)
+        behind = cold in under_way
+        free = name not in ending and not leaving and not headless and not behind
         process, more = settle(process, now_s, new_run, may_spawn=free, may_stop=may_stop)
-        if process.up and process.state is State.PENDING and (leaving or headless):
-            process = replace(process, reason=f"{process.wanted.host} is shutting down" if leaving else "waits for etcd")
+        if process.up and process.state is State.PENDING and (leaving or headless or behind):
+            away = f"{process.wanted.host} is shutting down" if leaving else "waits for etcd" if headless else BEHIND
+            process = replace(process, reason=away)
+        if process.wanted.cold and cold not in fleet.warm and any(isinstance(action, Spawn) for action in more):
+            under_way.add(cold)
         processes[name] = process
         actions += more
     return replace(fleet, processes=processes, runs=runs), tuple(actions)
+
+
+def warmed(fleet: Fleet) -> Fleet:
+    """With what has served since."""
+    new = {_cold(p) for p in fleet.processes.values() if p.wanted.cold and p.state is State.READY} - fleet.warm
+    return replace(fleet, warm=fleet.warm | new) if new else fleet
+
+
+def _loading(fleet: Fleet) -> frozenset[tuple[str, str]]:
+    """What is being started for the first time on its host."""
+    first = (p for p in fleet.processes.values() if p.wanted.cold and p.state in NOT_YET and not p.was_ready)
+    return frozenset(map(_cold, first)) - fleet.warm
+
+
+def _cold(process: Process) -> tuple[str, str]:
+    return process.wanted.host, process.wanted.cold
 
 
 def _etcd_away(fleet: Fleet) -> bool:

@@ -265,9 +265,12 @@ def _stamped(plan: Plan, process: PlannedProcess) -> PlannedProcess:
         "env": [plan.env, process.env],
         "cell": [plan.deployment, plan.discovery, plan.lease_ttl_s, plan.etcd_urls, plan.request_plane, plan.event_plane],
     }
-    text = json.dumps(essence, sort_keys=True, default=list)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-    return replace(process, wanted=replace(process.wanted, launch_hash=digest))
+    cold = _digest({**essence, "gpus": ()}) if KINDS[process.wanted.kind].cold_first else ""
+    return replace(process, wanted=replace(process.wanted, launch_hash=_digest(essence), cold=cold))
+
+
+def _digest(essence: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(essence, sort_keys=True, default=list).encode()).hexdigest()[:12]
 
 
 def _address(host: Host, alone: bool) -> str:
