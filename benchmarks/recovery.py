@@ -28,6 +28,7 @@ TTL_S = 10  # Dynamo's own
 WATCHED_S = 15.0  # where nobody fences, and where nothing is waited for
 SILENT_S = 30.0
 ETCD_AWAY_S = 25.0
+AGAIN_S = 0.1  # after an error
 PATIENCE_S = 180.0
 ROUTERS = ("round-robin", "least-loaded", "kv")
 
@@ -67,7 +68,8 @@ def run(place: Path, quick: bool) -> Table:
     notes = [
         f"{CLIENTS} closed-loop clients, each stream {TOKENS} tokens; failed of all requests from the event until after it was "
         f"healed; of {RUNS} kills together. Without fencing: the same processes by hand, lease {TTL_S} s, once, over "
-        f"{WATCHED_S:g} s, one that says nothing for {SILENT_S:g} s is given up. Load before: {before}.",
+        f"{WATCHED_S:g} s. Who fails asks again after {AGAIN_S:g} s; what says nothing for {SILENT_S:g} s is given up. "
+        f"Load before: {before}.",
         "Clients of two frontends ask the next one that lists the model, and another where one says 503 or refuses.",
     ]
     return Table("Recovery as the clients see it", header, rows, notes)
@@ -78,10 +80,27 @@ def _sub(place: Path, name: str) -> Path:
     return place / name
 
 
+def streams(lab: Lab) -> Callable[[], None]:
+    return lambda: lab.stream(TOKENS, timeout_s=SILENT_S)
+
+
+def patient(ask: Callable[[], object]) -> Callable[[], None]:
+    """Who was refused does not ask again at once: 12 that did would take the machine for themselves."""
+
+    def asks() -> None:
+        try:
+            ask()
+        except Exception:
+            time.sleep(AGAIN_S)
+            raise
+
+    return asks
+
+
 @contextmanager
 def clients(lab: Lab, ask: Callable[[], object] | None = None) -> Iterator[Load]:
     """Under way in the block, and each of them again after it."""
-    with Load(ask or (lambda: lab.stream(TOKENS, timeout_s=SILENT_S)), CLIENTS) as some:
+    with Load(patient(ask or streams(lab)), CLIENTS) as some:
         some.more(2 * CLIENTS, PATIENCE_S)
         yield some
         some.more(2 * CLIENTS, PATIENCE_S)
@@ -90,7 +109,7 @@ def clients(lab: Lab, ask: Callable[[], object] | None = None) -> Iterator[Load]
 def by_hand_heard(place: Path, router: str, hurt: Callable[[Lab, Pids], None]) -> str:
     heard = Heard()
     with stage(place, router) as (lab, bed), by_hand(lab, bed, TTL_S) as started:
-        with Load(lambda: lab.stream(TOKENS, timeout_s=SILENT_S), CLIENTS) as some:
+        with Load(patient(streams(lab)), CLIENTS) as some:
             some.more(2 * CLIENTS, PATIENCE_S)
             since = len(some.requests)
             hurt(lab, started)
