@@ -98,7 +98,7 @@ def _step(fleet: Fleet, fact: Fact, now_s: float) -> Result:
     if fleet.observing:
         return fleet, tuple(a for a in actions if isinstance(a, Watch | Unwatch))
     fleet, more = settled(before, warmed(fleet), now_s)
-    followed = _follow_plan(fleet, now_s)
+    followed = _follow_plan(fleet, now_s, before)
     if followed is fleet:
         return fleet, (*actions, *more)
     fleet, last = settled(fleet, followed, now_s)
@@ -171,8 +171,14 @@ def _fresh(fleet: Fleet, want: Wanted, now_s: float) -> Process:
     return fresh if host.up or host.unasked else replace(fresh, state=State.UNKNOWN, reason=host.why)
 
 
-def _follow_plan(fleet: Fleet, now_s: float) -> Fleet:
-    """Forget what no plan wants once nothing of it is left; what moved begins anew on its new host."""
+def _follow_plan(fleet: Fleet, now_s: float, before: Fleet | None = None) -> Fleet:
+    """Forget what no plan wants once nothing of it is left; what moved begins anew on its new host. Under the same plan as
+    `before` only whom something has happened to can be one of those.
+    """
+    if before is not None and fleet.wanted is before.wanted:
+        moved = [name for name, process in fleet.processes.items() if before.processes.get(name) is not process]
+        if all(name in fleet.wanted and fleet.wanted[name].host == fleet.processes[name].wanted.host for name in moved):
+            return fleet
     processes: dict[str, Process] = {}
     for name, process in fleet.processes.items():
         want = fleet.wanted.get(name)
