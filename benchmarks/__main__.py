@@ -12,9 +12,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import adoption, cut, drift, fleet, logs, machine, memory, room, stop
+from benchmarks import adoption, cut, drift, fence, fleet, logs, machine, memory, recovery, room, stop
 
 ALL = {"stop": stop, "memory": memory, "logs": logs, "fleet": fleet, "adoption": adoption, "drift": drift, "cut": cut}
+ALL |= {"recovery": recovery, "fence": fence}
 HEAD = """\
 # Benchmarks
 

@@ -78,6 +78,7 @@ class Controller:
             observing=use is Use.OBSERVE,
             stopping=use is Use.END,  # from the first fact on: it must start nothing
             held=state.load_held(),
+            cordons=state.load_cordons(),
             epoch_ms=int(time.time() * 1000),
             epoch_s=0.0,
         )
@@ -191,6 +192,8 @@ class Controller:
         self._taken += 1
         if self.use is Use.SERVE and after.held != before.held:
             self.orders.remember(after.held)
+        if self.use is Use.SERVE and after.cordons != before.cordons:
+            self.orders.remember_cordons(after.cordons)
         moved = {name: p for name, p in after.processes.items() if before.processes.get(name) is not p}
         if self.use is Use.SERVE and self.placing.turned_away(self._plan, moved.values()):
             self._tasks.start_soon(self.adopt_places, self.placing.known(self.files))
@@ -341,6 +344,9 @@ class Controller:
                 self._tasks.start_soon(self._end_soon, ANSWERED_S)
             case "stop" | "start" | "restart" as verb:
                 async for item in self.orders.by_hand(verb, request.args):
+                    yield item
+            case "cordon" | "uncordon" as verb:
+                async for item in self.orders.cordon(verb == "cordon", request.args):
                     yield item
             case verb:
                 raise UsageError(f"this controller does not know the verb {verb}")

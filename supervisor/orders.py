@@ -11,7 +11,8 @@ from typing import Protocol
 
 import anyio
 
-from supervisor.core.facts import Asked, Fact, StopAsked
+from supervisor.core import cordon
+from supervisor.core.facts import Asked, CordonAsked, Fact, StopAsked
 from supervisor.core.hand import Holds, after, meant
 from supervisor.core.known import Fleet
 from supervisor.core.left import left_over, not_serving
@@ -43,7 +44,7 @@ class Desk(Protocol):
 class Orders:
     def __init__(self, to: Desk) -> None:
         self._to = to
-        self._held = to.fleet.held  # as it stands in the state directory
+        self._held, self._cordons = to.fleet.held, to.fleet.cordons  # as they stand in the state directory
 
     async def stop(self, skip_drain: bool = False) -> AsyncIterator[Status]:
         """Bring everything down, in order; ends when all is gone, or when waiting longer cannot help."""
@@ -102,6 +103,31 @@ class Orders:
             ):
                 return
 
+    async def cordon(self, on: bool, args: Mapping[str, object]) -> AsyncIterator[Mapping[str, object]]:
+        """Snapshots until none of these is routed to, or, `on` false, all of them are again; at the end what is not as ordered.
+
+        Raises UsageError for a name that nothing has, and where only their own end takes workers out of the routing.
+        """
+        given, plan = args.get("names"), self._to.plan
+        names = cordon.meant([str(n) for n in given] if isinstance(given, list) else [], plan.wanted, plan.hosts)
+        if plan.discovery != "etcd":
+            raise UsageError("workers are cordoned in etcd, and this deployment has discovery: file", "stop them: noray stop")
+        asked = CordonAsked(names, on, str(args.get("by", "")), int(time.time() * 1000))
+        after = cordon.after(self._to.fleet.cordons, asked)
+        self._to.state.save_cordons(after)
+        self._cordons = after
+        await self._to.tell(asked)
+        await self._to.taken_in()
+        async for seen in self._to.changes():
+            yield dict(seen)
+            fleet = self._to.fleet
+            late = [p for p in fleet.processes.values() if cordon.names_of(p) & names and cordon.late(fleet, p)]
+            if all(not fleet.hosts[p.wanted.host].up for p in late):
+                break
+        left = [f"not known: {p.wanted.name} ({p.wanted.host} does not answer)" for p in late]
+        left += [] if on else cordon.still_out(self._to.fleet, names)
+        yield {"ended": {"left": left, "failed": []}}
+
     async def _until(self, done: Callable[[], bool], stuck: Callable[[], bool]) -> AsyncIterator[Status]:
         """Snapshots until `done`; once nothing but silent hosts and `stuck` ones are left, no longer than UNREACHED_S."""
         waited = False
@@ -116,6 +142,15 @@ class Orders:
                 with anyio.move_on_after(UNREACHED_S):
                     while stuck() and not done():
                         await self._to.change()
+
+    def remember_cordons(self, cordons: Holds) -> None:
+        """As `remember`."""
+        if cordons != self._cordons:
+            try:
+                self._to.state.save_cordons(cordons)
+                self._cordons = cordons
+            except NorayError as error:
+                log.error("not remembered", why=str(error))
 
     def remember(self, held: Holds) -> None:
         """A hold that was lifted, or that left the files."""

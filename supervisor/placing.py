@@ -95,9 +95,15 @@ class Placing:
         gpus, silent = await self._looks({host for u in plan.unplaced.values() for host in u.ask.hosts})
         now_s = anyio.current_time()
         self._avoided = {gpu: (until_s, why) for gpu, (until_s, why) in self._avoided.items() if until_s > now_s}
-        found = seating(plan, gpus, silent, {gpu: why for gpu, (_, why) in self._avoided.items()})
+        avoided = {gpu: why for gpu, (_, why) in self._avoided.items()} | self._cordoned()
+        found = seating(plan, gpus, silent, avoided)
         given = {name: replace(seat, stands_in=plan.wanted[name].replaces) for name, seat in found.seats.items()}
         return files.plan({**self._seats, **given}, found.refused), found
+
+    def _cordoned(self) -> dict[tuple[str, int], str]:
+        """GPUs that the operator keeps free, and the word that lifts it."""
+        words = [(name, *name.rpartition(":")[::2]) for name in self._to.fleet.cordons if ":" in name]
+        return {(host, int(gpu)): f"cordoned, until: noray uncordon {name}" for name, host, gpu in words}
 
     def keep(self, plan: Plan, found: Seating) -> None:
         """Before anything is started there: whoever comes after us must find it. Raises NorayError if it cannot be written."""
@@ -145,6 +151,9 @@ class Placing:
 
         async def look(name: str) -> None:
             host = self._to.fleet.hosts.get(name)
+            if name in self._to.fleet.cordons:
+                silent[name] = f"cordoned, until: noray uncordon {name}"
+                return
             if host is None or not host.up or host.leaving:
                 silent[name] = "not yet asked" if host is None else host.why or "it is shutting down"
                 return

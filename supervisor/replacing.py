@@ -35,6 +35,10 @@ async def keep_replacing(to: Desk) -> None:
     """For ever."""
     while True:
         fleet, now_s = to.fleet, anyio.current_time()
+        if not any(want.replaces or want.lost_after_s is not None for want in fleet.wanted.values()):
+            while to.fleet.wanted is fleet.wanted:  # nobody is ever replaced: of hundreds, each change would be looked at
+                await to.change()
+            continue
         meant = stand_ins(fleet, now_s)
         there = {name: want.replaces for name, want in fleet.wanted.items() if want.replaces}
         if meant != there and not await _replace(to, meant, there):

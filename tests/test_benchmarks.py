@@ -76,3 +76,22 @@ def test_drift_counts_descriptors() -> None:
     *_, last, change = table("drift")["12 reconnections"]
     assert re.fullmatch(r"[\d.]+ MB, \d+ descriptors", last), last
     assert change.endswith(", +0"), change
+
+
+@pytest.mark.root
+@pytest.mark.skipif(not room.possible(), reason="needs root to make hosts")
+@pytest.mark.skipif(bool(missing_tools()), reason=missing_tools())
+def test_recovery_counts_what_clients_miss() -> None:
+    router, failed, healed, _ = table("recovery")["SIGKILL of 1 of 2 workers"]
+    assert router == "round-robin"
+    assert re.fullmatch(r"\d+ of \d\d+", failed), failed
+    assert re.fullmatch(r"serving again after [\d.]+ s at most", healed), healed
+
+
+@pytest.mark.root
+@pytest.mark.skipif(not room.possible(), reason="needs root to make hosts")
+@pytest.mark.skipif(bool(missing_tools()), reason=missing_tools())
+def test_a_fence_is_timed_by_others() -> None:
+    rows = table("fence")
+    assert len(rows) == 3
+    assert all(re.fullmatch(r"[\d.]+ ms", cell) for row in rows.values() for cell in row), rows

@@ -9,7 +9,19 @@ import anyio
 import pytest
 
 from supervisor.core.exit import Exit
-from supervisor.core.facts import Fact, GpuSeen, GpusSeen, HostFound, Phase, Placed, Planned, RunGpu, RunState, Told
+from supervisor.core.facts import (
+    CordonAsked,
+    Fact,
+    GpuSeen,
+    GpusSeen,
+    HostFound,
+    Phase,
+    Placed,
+    Planned,
+    RunGpu,
+    RunState,
+    Told,
+)
 from supervisor.core.fleet import step_fleet
 from supervisor.core.known import Fleet
 from supervisor.core.process import State
@@ -73,6 +85,15 @@ def test_a_seat_is_on_record_before_anything_starts_there(state: StateDir) -> No
     anyio.run(desk.choose)
     assert state.load_seats() == {"qwen-0": Seat("gpu01", (0,))}
     assert Desk(state).plan.wanted["qwen-0"].gpus == (0,), "the next controller has it from there"
+
+
+@pytest.mark.parametrize(("cordoned", "seats"), [("gpu01:0", {"qwen-0": Seat("gpu01", (1,))}), ("gpu01", {})])
+def test_nobody_is_placed_on_what_is_cordoned(state: StateDir, cordoned: str, seats: dict[str, Seat]) -> None:
+    desk = Desk(state)
+    desk.tell(CordonAsked(frozenset({cordoned}), on=True))
+    anyio.run(desk.choose)
+    assert state.load_seats() == seats
+    assert seats or f"noray uncordon {cordoned}" in desk.plan.wanted["qwen-0"].unplaced
 
 
 def test_seats_of_what_is_wanted_no_more_are_forgotten(state: StateDir) -> None:

@@ -120,6 +120,16 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--yes", "-y", action="store_true", help="do not ask")
     _json(verb)
 
+    for name, text in (
+        ("cordon", "let nothing new reach these, until `noray uncordon`: no requests, and on a host or GPU nobody placed anew"),
+        ("uncordon", "let requests reach these again"),
+    ):
+        verb = _add(verbs, name, text, file="cordon")
+        verb.set_defaults(on=name == "cordon")
+        verb.add_argument("names", nargs="+", metavar="NAME", help="processes, services, hosts, or GPUs as HOST:INDEX")
+        _deployment(verb)
+        _json(verb)
+
     verb = _add(verbs, "start", "start what was stopped by hand or has failed, with a new restart budget")
     verb.set_defaults(anew=False)
     _names(verb)

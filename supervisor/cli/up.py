@@ -136,7 +136,7 @@ class Session:
                     if seen["ready"] and not ready_once:
                         ready_once = True
                         self._say("requests go to " + ", ".join(seen["endpoints"]))
-                    if self.detach and (seen["ready"] or all_held(seen)):
+                    if self.detach and (seen["ready"] or all_held(seen) or only_cordons_lack(seen)):
                         return
                     if self.detach and (homeless := only_places_lack(seen)):
                         self.code = 1
@@ -169,6 +169,9 @@ class Session:
         held = [p["name"] for p in seen["processes"] if "held" in p]
         if held:
             self._say(f"not started: {listing(held)}, stopped by hand; start: noray start {' '.join(held[:4])}")
+        out = [p["name"] for p in seen["processes"] if "cordon" in p]
+        if out:
+            self._say(f"not routed to: {listing(out)}, cordoned by hand; put back: noray uncordon {' '.join(out[:4])}")
         if all_held(seen):
             self.code = 1
 
@@ -223,6 +226,14 @@ def only_places_lack(seen: Status) -> list[ProcessStatus]:
     rest = [p for p in seen["processes"] if p["desired"] == "running" and p["state"] != "ready"]
     homeless = [p for p in rest if not p["host"] and p["reason"] != WAITS]
     return homeless if len(homeless) == len(rest) else []
+
+
+def only_cordons_lack(seen: Status) -> bool:
+    """All that should run is ready, and what is not routed to is so by the operator's word."""
+    wanted = [p for p in seen["processes"] if p["desired"] == "running"]
+    return all(p["state"] == "ready" and (not p["cordoned"] or "cordon" in p) for p in wanted) and any(
+        p["cordoned"] for p in wanted
+    )
 
 
 def superseded_by(seen: Status) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from .actions import Action, Route, WakeHostAt, Witness
+from .cordon import by_hand
 from .facts import HostFound, HostLost, Phase, Routed, RunState, Witnessed
 from .known import Fleet, Host
 
@@ -43,11 +44,11 @@ def due(fleet: Fleet, name: str, now_s: float) -> Result:
 def witnessed(fleet: Fleet, fact: Witnessed, now_s: float) -> Result:
     """Of a host that is up only this counts: who is out and can be reached goes in again. All else is its own word."""
     host = fleet.hosts[fact.host]
-    away = host.heard_s is not None
+    away, kept = host.heard_s is not None, by_hand(fleet, host.name)
     out = frozenset(s.port for s in fact.seen if not s.answers and not s.out) if away else frozenset()
-    back = frozenset(s.port for s in fact.seen if s.answers and s.out and not s.stalled)
+    back = frozenset(s.port for s in fact.seen if s.answers and s.out and not s.stalled) - kept
     known = host.out if fact.blind else frozenset(s.port for s in fact.seen if s.out)
-    again = fact.ever and (away or bool(fact.blind or known - back))
+    again = fact.ever and (away or bool(fact.blind or known - back - kept))
     fleet = _with(fleet, replace(host, out=known, witness=_sentence(fact) if away else "", unsure=again and not away))
     actions: list[Action] = [Route(host.name, out=out, back=back)] if out or back else []
     return fleet, (*actions, WakeHostAt(host.name, now_s + LOOK_AGAIN_S)) if again else tuple(actions)
@@ -85,22 +86,13 @@ def found(fleet: Fleet, fact: HostFound) -> Result:
 def routed(fleet: Fleet, fact: Routed) -> Result:
     """Carried out. If the host came back meanwhile, what was taken out goes in again as soon as it can be reached."""
     host = fleet.hosts[fact.host]
-    late = bool(fact.out) and host.up
+    late = bool(fact.out - by_hand(fleet, host.name)) and host.up
     host = replace(host, out=(host.out | fact.out) - fact.back - fact.dead, unsure=host.unsure or late)
     return _with(fleet, host), (Witness(host.name),) if late else ()
 
 
-def cordoned(host: Host | None, seen: RunState | None) -> bool:
-    return host is not None and seen is not None and _door(seen) in host.out
-
-
 def _ports(runs: Iterable[RunState]) -> frozenset[int]:
-    return frozenset(_door(run) for run in runs) - {0}
-
-
-def _door(run: RunState) -> int:
-    """The port of its request plane; over NATS it has none, and its system port stands for it. 0: no worker."""
-    return run.ports.get("rpc") or run.ports.get("system", 0)
+    return frozenset(run.door for run in runs) - {0}
 
 
 def _with(fleet: Fleet, host: Host) -> Fleet:

@@ -63,6 +63,11 @@ class RunState:
     tail: str = ""  # the last lines of its log, of runs that ended
     events: tuple[RunEvent, ...] = ()  # the newest, in order; older host sides tell none
 
+    @property
+    def door(self) -> int:
+        """The port of its request plane; over NATS it has none, and its system port stands for it. 0: no worker."""
+        return self.ports.get("rpc") or self.ports.get("system", 0)
+
 
 @dataclass(frozen=True, slots=True)
 class Told:
@@ -167,6 +172,11 @@ class Routed:
 
 
 @dataclass(frozen=True, slots=True)
+class RegistryLost:
+    """etcd answers, and knows nothing of those who serve: its data is gone, and nobody registers a second time."""
+
+
+@dataclass(frozen=True, slots=True)
 class GpuSeen:
     """One card, or one MIG slice of one, as NVML told of it."""
 
@@ -239,6 +249,16 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
+class CordonAsked:
+    """The operator's word that nothing new is to reach these (processes, services, hosts, `HOST:GPU`), or may again."""
+
+    names: frozenset[str]
+    on: bool
+    by: str = ""
+    at_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Planned:
     """The operator's files say this is what should run. Anything else of this deployment is surplus."""
 
@@ -258,6 +278,6 @@ class Beat:
 
 
 Fact = (
-    Planned | Placed | Told | HostFound | HostLost | HostDue | Witnessed | Routed | GpusSeen | LeavingTold | LogoutTold | Probed
-    | EtcdTold | Due | StopAsked | Asked | Beat
+    Planned | Placed | Told | HostFound | HostLost | HostDue | Witnessed | Routed | RegistryLost | GpusSeen
+    | LeavingTold | EtcdTold | LogoutTold | Probed | Due | StopAsked | Asked | CordonAsked | Beat
 )  # fmt: skip

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from . import absence
+from . import absence, cordon
 from .actions import Action, Stop, Unwatch, Watch
 from .facts import (
     Asked,
+    CordonAsked,
     Due,
     EtcdTold,
     Fact,
@@ -26,6 +27,7 @@ from .facts import (
     Placed,
     Planned,
     Probed,
+    RegistryLost,
     Routed,
     RunState,
     StopAsked,
@@ -33,14 +35,15 @@ from .facts import (
     Witnessed,
 )
 from .hand import after, dropped, held_by, lowered, raised, within
-from .ids import run_id, run_ms
+from .ids import run_ms
 from .known import Fleet, Host, Surplus
 from .memory import recalled
-from .process import AT_REST, Body, Event, Process, State, at_rest, settle, step, with_run
+from .process import AT_REST, Body, Event, Process, State, at_rest, step, to, with_run
+from .turns import KEPT_BY, settled, warmed
 from .wanted import Wanted
 
 EVENT_OF = {Phase.RUNNING: Event.RUNNING, Phase.ENDED: Event.ENDED, Phase.STUCK: Event.STUCK, Phase.GONE: Event.GONE}
-HOLDS_NOBODY = {*AT_REST, State.UNKNOWN, State.STUCK, State.BACKOFF}
+REGISTRY_LOST = "etcd has lost its data: who is registered must register anew"
 SURPLUS_DRAIN_S, SURPLUS_TERM_S = 60.0, 90.0  # as Stop has them: nobody knows its own any more
 
 Result = tuple[Fleet, tuple[Action, ...]]
@@ -48,6 +51,14 @@ Result = tuple[Fleet, tuple[Action, ...]]
 
 def step_fleet(fleet: Fleet, fact: Fact, now_s: float) -> Result:
     """The one way the fleet moves. A fact that is told again changes nothing."""
+    after, actions = _step(fleet, fact, now_s)
+    if after.observing:
+        return after, actions
+    after, routes = cordon.routes(fleet, after)
+    return after, (*actions, *routes)
+
+
+def _step(fleet: Fleet, fact: Fact, now_s: float) -> Result:
     before = fleet
     actions: tuple[Action, ...] = ()
     match fact:
@@ -67,6 +78,8 @@ def step_fleet(fleet: Fleet, fact: Fact, now_s: float) -> Result:
             fleet, actions = absence.witnessed(fleet, fact, now_s)
         case Routed(host) if host in fleet.hosts:
             fleet, actions = absence.routed(fleet, fact)
+        case RegistryLost():
+            fleet, actions = _registry_lost(fleet, now_s)
         case LeavingTold(host, leaving) if host in fleet.hosts:
             fleet = replace(fleet, hosts={**fleet.hosts, host: _leaves(fleet.hosts[host], leaving, now_s)})
         case EtcdTold(host, etcd) if host in fleet.hosts:
@@ -83,13 +96,15 @@ def step_fleet(fleet: Fleet, fact: Fact, now_s: float) -> Result:
             fleet, actions = _stop_asked(fleet, skip_drain)
         case Asked():
             fleet, actions = _asked(fleet, fact, now_s)
+        case CordonAsked():
+            fleet = replace(fleet, cordons=cordon.after(fleet.cordons, fact))
     if fleet.observing:
         return fleet, tuple(a for a in actions if isinstance(a, Watch | Unwatch))
-    fleet, more = _settle(before, fleet, now_s)
-    followed = _follow_plan(fleet, now_s)
+    fleet, more = settled(before, warmed(fleet), now_s)
+    followed = _follow_plan(fleet, now_s, before)
     if followed is fleet:
         return fleet, (*actions, *more)
-    fleet, last = _settle(fleet, followed, now_s)
+    fleet, last = settled(fleet, followed, now_s)
     return fleet, (*actions, *more, *last)
 
 
@@ -97,7 +112,8 @@ def _planned(fleet: Fleet, wanted: Mapping[str, Wanted], now_s: float) -> Fleet:
     """New ones wait for their host, changed ones are replaced once stopped, the others are stopped and then forgotten."""
     names = dict.fromkeys((*wanted, *fleet.processes))
     hosts = {want.host: Host(want.host) for want in wanted.values() if want.host}
-    fleet = replace(fleet, wanted=wanted, hosts={**hosts, **fleet.hosts}, held=within(fleet.held, wanted))
+    cordons = cordon.within(fleet.cordons, fleet.wanted, wanted)
+    fleet = replace(fleet, wanted=wanted, hosts={**hosts, **fleet.hosts}, held=within(fleet.held, wanted), cordons=cordons)
     processes: dict[str, Process] = {}
     for name in names:
         old, want = fleet.processes.get(name), wanted.get(name)
@@ -158,8 +174,14 @@ def _fresh(fleet: Fleet, want: Wanted, now_s: float) -> Process:
     return fresh if host.up or host.unasked else replace(fresh, state=State.UNKNOWN, reason=host.why)
 
 
-def _follow_plan(fleet: Fleet, now_s: float) -> Fleet:
-    """Forget what no plan wants once nothing of it is left; what moved begins anew on its new host."""
+def _follow_plan(fleet: Fleet, now_s: float, before: Fleet | None = None) -> Fleet:
+    """Forget what no plan wants once nothing of it is left; what moved begins anew on its new host. Under the same plan as
+    `before` only whom something has happened to can be one of those.
+    """
+    if before is not None and fleet.wanted is before.wanted:
+        moved = [name for name, process in fleet.processes.items() if before.processes.get(name) is not process]
+        if all(name in fleet.wanted and fleet.wanted[name].host == fleet.processes[name].wanted.host for name in moved):
+            return fleet
     processes: dict[str, Process] = {}
     for name, process in fleet.processes.items():
         want = fleet.wanted.get(name)
@@ -267,6 +289,21 @@ def _gpus_seen(fleet: Fleet, seen: GpusSeen, now_s: float) -> Fleet:
     return replace(fleet, hosts={**fleet.hosts, seen.host: host if seen.error else replace(host, gpus=seen.gpus)})
 
 
+def _registry_lost(fleet: Fleet, now_s: float) -> Result:
+    """Every Dynamo process begins anew, all at once: what they share is gone, and none has failed. Nothing new reaches them, so
+    there is nothing to wait for before SIGTERM, on which each ends what it is answering.
+    """
+    actions: list[Action] = []
+    processes = dict(fleet.processes)
+    for name, process in fleet.processes.items():
+        want = process.wanted
+        if want.kind not in KEPT_BY and process.up and process.state in (State.STARTING, State.READY):
+            process = to(replace(process, asked=True), State.DRAINING, REGISTRY_LOST, now_s)
+            processes[name] = process
+            actions += [Unwatch(name), Stop(want.host, process.run, want.term_s)]
+    return replace(fleet, processes=processes), tuple(actions)
+
+
 def _stop_asked(fleet: Fleet, skip_drain: bool) -> Result:
     """Everything is wished down at once; `_turn` says whose turn it is. To skip the drain is asked once for each run."""
     hurry: list[Action] = []
@@ -297,41 +334,3 @@ def _asked(fleet: Fleet, asked: Asked, now_s: float) -> Result:
         else:
             processes[name] = raised(process, asked)
     return replace(fleet, processes=processes), tuple(actions)
-
-
-def _settle(before: Fleet, fleet: Fleet, now_s: float) -> Result:
-    """Let each process ask for what it wants. Whom nothing has happened to since `before` wants nothing new, unless the turn
-    has come to it or the way is free: of 400, one fact moves one (looking at all of them took most of the controller's time).
-    """
-    moved = [name for name, process in fleet.processes.items() if before.processes.get(name) is not process]
-    turn, closed = _turn(fleet), fleet.closed
-    if fleet.surplus is not before.surplus or turn != _turn(before) or closed != before.closed:
-        moved = list(fleet.processes)
-    if not moved:
-        return fleet, ()
-    ending = {s.state.process for s in fleet.surplus.values()}
-    actions: list[Action] = []
-    processes = dict(fleet.processes)
-    runs = fleet.runs
-
-    def new_run() -> str:
-        nonlocal runs
-        runs += 1
-        return run_id(max(fleet.epoch_ms + int((now_s - fleet.epoch_s) * 1000), fleet.newest_ms + 1), runs)
-
-    for name in moved:
-        process = fleet.processes[name]
-        may_stop = turn is None or process.up or process.wanted.stop_rank <= turn
-        why = closed.get(process.wanted.host, "")
-        process, more = settle(process, now_s, new_run, may_spawn=name not in ending and not why, may_stop=may_stop)
-        waits = why and process.up and process.state is State.PENDING
-        processes[name] = replace(process, reason=why) if waits else process
-        actions += more
-    return replace(fleet, processes=processes, runs=runs), tuple(actions)
-
-
-def _turn(fleet: Fleet) -> int | None:
-    """Of what is wished down, the lowest rank that is not at rest; None = nothing. Who cannot be reached holds nobody up."""
-    going = [p for p in fleet.processes.values() if not p.up and p.state not in HOLDS_NOBODY]
-    holds = [p for p in going if not (p.state is State.PENDING and p.free)]
-    return min((p.wanted.stop_rank for p in holds), default=None)

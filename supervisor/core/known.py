@@ -65,7 +65,9 @@ class Fleet:
     surplus: Mapping[str, Surplus] = field(default_factory=dict)  # by run, until it is gone
     wanted: Mapping[str, Wanted] = field(default_factory=dict)  # what the files say; processes follow as fast as they can
     held: Holds = field(default_factory=dict)  # stopped by hand
+    cordons: Holds = field(default_factory=dict)  # out of the routing by hand: processes, services, hosts, HOST:GPU
     remembered: Mapping[str, Remembered] = field(default_factory=dict)  # of an earlier controller, until there are files
+    warm: frozenset[tuple[str, str]] = frozenset()  # of hosts, what has served there: see `Wanted.cold`
     epoch_ms: int = 0  # wall clock at which `now_s` was `epoch_s`: run ids sort by real time
     epoch_s: float = 0.0
     runs: int = 0

@@ -79,6 +79,7 @@ class ProcessStatus(TypedDict):
     stop_step: NotRequired[str]  # of the stop ladder: drain, term_leader, term_rest, kill, stuck, gpu_return, gpu_held
     stop_until: NotRequired[float]  # when the next step comes
     held: NotRequired[HeldStatus]  # stopped by hand, and so until `noray start`
+    cordon: NotRequired[HeldStatus]  # cordoned by hand, and so until `noray uncordon`
     replaces: NotRequired[str]  # whom it stands in for, whose host is lost
     replaced_by: NotRequired[str]  # who stands in for it
 
@@ -106,6 +107,7 @@ class HostStatus(TypedDict):
     logout: NotRequired[LogoutStatus]  # whether what runs there outlives the login that started it
     leaving: NotRequired[LeavingStatus]  # it is shutting down: nothing is started there before it is up again
     etcd: NotRequired[str]  # why an etcd that is not ours cannot be used from there: nothing is started there before it can
+    cordon: NotRequired[HeldStatus]  # by hand: its workers get no requests, and nobody is placed there
     held_by: NotRequired[dict[str, str]]  # the other controller that runs the deployment: controller, user, since
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from .absence import cordoned
+from .cordon import cordoned_by
+from .cordon import out as is_out
 from .exit import Exit
 from .facts import GpuSeen, RunGpu
-from .hand import held_by
+from .hand import Holds, held_by
 from .known import NOT_YET_ASKED, Fleet, Host
 from .process import Process, State
 from .snapshot import ControllerStatus, ExitStatus, GpuStatus, HostStatus, ProcessStatus, ServiceStatus, Status
@@ -32,12 +33,15 @@ def status(
     def wall(at_s: float) -> float:
         return round(fleet.epoch_ms / 1000 + at_s - fleet.epoch_s, 3)
 
-    processes = [_process(p, cordoned(fleet.hosts.get(p.wanted.host), p.seen), wall) for p in fleet.processes.values()]
+    out = {name: is_out(fleet.hosts.get(p.wanted.host), p) for name, p in fleet.processes.items()}
+    processes = [_process(p, out[name], wall) for name, p in fleet.processes.items()]
     stand_ins = {want.replaces: name for name, want in fleet.wanted.items() if want.replaces}
     for process, p in zip(processes, fleet.processes.values(), strict=True):
         if hold := held_by(fleet.held, p.wanted):
             process["held"] = {"by": hold.by, "at": hold.at_ms / 1000}
             process["reason"] = "stopped by hand" if p.state is State.STOPPED else process["reason"]
+        if word := cordoned_by(fleet.cordons, p):
+            process["cordon"] = {"by": word.by, "at": word.at_ms / 1000}
         if p.wanted.replaces:
             process["replaces"] = p.wanted.replaces
         if p.wanted.name in stand_ins:
@@ -49,9 +53,9 @@ def status(
         "ready": False,
         "controller": controller,
         "asof": wall(now_s),
-        "services": _services(fleet.processes),
+        "services": _services(fleet.processes, out),
         "processes": processes,
-        "hosts": [_host(host, wall(now_s), wall) for host in fleet.hosts.values()],
+        "hosts": [_host(host, fleet.cordons, wall(now_s), wall) for host in fleet.hosts.values()],
     }
     if controller is None:
         made["controller_gone_since"] = gone_since
@@ -60,7 +64,7 @@ def status(
     return made
 
 
-def _services(processes: Mapping[str, Process]) -> list[ServiceStatus]:
+def _services(processes: Mapping[str, Process], out: Mapping[str, bool]) -> list[ServiceStatus]:
     services: dict[str, ServiceStatus] = {}
     for p in processes.values():
         service = services.setdefault(
@@ -69,7 +73,7 @@ def _services(processes: Mapping[str, Process]) -> list[ServiceStatus]:
         )
         service["wanted"] += int(p.up and not p.wanted.replaces)  # it is there instead of another, not beside it
         service["ready"] += int(p.up and p.state is State.READY)
-        service["serving"] += int(p.up and p.state is State.READY)
+        service["serving"] += int(p.up and p.state is State.READY and not out[p.wanted.name])
     return list(services.values())
 
 
@@ -149,7 +153,7 @@ def _host_state(host: Host) -> str:
     return "refused" if host.refused else "unreachable"
 
 
-def _host(host: Host, asof: float, wall: Wall) -> HostStatus:
+def _host(host: Host, cordons: Holds, asof: float, wall: Wall) -> HostStatus:
     made: HostStatus = {
         "name": host.name,
         "state": _host_state(host),
@@ -173,4 +177,6 @@ def _host(host: Host, asof: float, wall: Wall) -> HostStatus:
         made["etcd"] = host.etcd
     if host.held_by:
         made["held_by"] = dict(host.held_by)
+    if word := cordons.get(host.name):
+        made["cordon"] = {"by": word.by, "at": word.at_ms / 1000}
     return made

@@ -20,6 +20,7 @@ class Wanted:
     rank: int = 0
     stop_rank: int = 0  # lower stops first
     restart: RestartPolicy = field(default_factory=RestartPolicy)
+    cold: str = ""  # what its first start makes on a host for all later ones, its caches: those of one name wait for the first
     drain_s: float = 60.0
     term_s: float = 30.0
     stall_s: float = 300.0  # a start without progress has failed

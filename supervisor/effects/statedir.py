@@ -195,6 +195,16 @@ class StateDir:
             held = kept["held"].items() if kept else ()
             return {str(name): Held(str(h["by"]), int(h["at_ms"])) for name, h in held}
 
+    def save_cordons(self, cordons: Holds) -> None:
+        """As `save_held`."""
+        self._intend("cordons", {"cordons": {n: {"by": h.by, "at_ms": h.at_ms} for n, h in cordons.items()}}, "who is cordoned")
+
+    def load_cordons(self) -> dict[str, Held]:
+        """As `load_held`."""
+        kept = self._intent("cordons")
+        with self._ours("cordons"):
+            return {str(n): Held(str(h["by"]), int(h["at_ms"])) for n, h in kept["cordons"].items()} if kept else {}
+
     def next_epoch(self) -> int:
         """For a controller that begins, in ms of the wall clock or more; on the disk on return. Raises NorayError."""
         with self.writing() as store:
@@ -229,7 +239,7 @@ class StateDir:
         try:
             yield
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            old = self.path / FILES[name]
+            old = self.path / FILES.get(name, name)
             where = str(old) if old.exists() else f"{self.path / NAME}: {name}"
             raise NorayError(f"{where}: cannot be read: {error}", LOST) from None
 

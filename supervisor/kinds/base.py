@@ -83,6 +83,7 @@ class Kind:
     start_rank: int
     stop_rank: int
     alive_s: float
+    cold_first: bool = field(default=False, kw_only=True)  # its first start on a host compiles what later ones only load
     ports: Mapping[str, str]  # every name `launch` uses, and what listens there
     owned: frozenset[str]  # engine flags in snake_case that noray sets itself; the operator's `args` must not
 

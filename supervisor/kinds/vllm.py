@@ -101,6 +101,7 @@ KIND = Kind(
     ),
     start_rank=1,
     stop_rank=1,
+    cold_first=True,  # torch.compile, JIT kernels, the model from its hub: several at once do the same work, on the same files
     # Counted from when its canary has failed, which is up to 15 s after the engine hung.
     alive_s=20.0,
     ports={

@@ -287,9 +287,12 @@ def _stamped(plan: Plan, process: PlannedProcess) -> PlannedProcess:
     }
     if plan.nats_url:
         essence["nats"] = plan.nats_url
-    text = json.dumps(essence, sort_keys=True, default=list)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-    return replace(process, wanted=replace(process.wanted, launch_hash=digest))
+    cold = _digest({**essence, "gpus": ()}) if KINDS[process.wanted.kind].cold_first else ""
+    return replace(process, wanted=replace(process.wanted, launch_hash=_digest(essence), cold=cold))
+
+
+def _digest(essence: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(essence, sort_keys=True, default=list).encode()).hexdigest()[:12]
 
 
 def _address(host: Host, alone: bool) -> str:

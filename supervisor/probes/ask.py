@@ -28,11 +28,12 @@ def nats_health() -> HttpRequest:
     return HttpRequest("GET", "/healthz")
 
 
-def etcd_range(prefix: str) -> HttpRequest:
+def etcd_range(prefix: str, *, keys_only: bool = False) -> HttpRequest:
     """Every key that begins with `prefix`, to a member's client port; for `view.registry`."""
     first = prefix.encode()
     after = first[:-1] + bytes((first[-1] + 1,))  # a prefix ends in "/" or a letter: never in 0xff
-    return post("/v3/kv/range", {"key": _b64(first), "range_end": _b64(after)})
+    asked: dict[str, object] = {"key": _b64(first), "range_end": _b64(after)}
+    return post("/v3/kv/range", {**asked, "keys_only": True} if keys_only else asked)
 
 
 def frontend_live() -> HttpRequest:

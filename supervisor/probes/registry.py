@@ -19,6 +19,7 @@ from supervisor.probes.view import Instance, instance, unbase64
 
 INSTANCES = "v1/instances/"
 CARDS = "v1/mdc/"
+HEX = re.compile("[0-9a-f]{1,16}")
 ASIDE = "noray/cordoned/"
 GENERATE = "generate"
 _METADATA = re.compile(rb"http://(\[[^\]]+\]|[^:/\"]+):([0-9]{1,5})/v1/metadata/")
@@ -44,7 +45,7 @@ def asks(namespaces: str) -> tuple[HttpRequest, HttpRequest]:
     return etcd_range(f"{INSTANCES}{namespaces}"), etcd_range(f"{ASIDE}{INSTANCES}{namespaces}")
 
 
-def cards(namespaces: str) -> HttpRequest:
+def ask_addresses(namespaces: str) -> HttpRequest:
     """The model cards of namespaces that begin so; for `addresses`."""
     return etcd_range(f"{CARDS}{namespaces}")
 
@@ -81,6 +82,20 @@ def entries(status: int, body: bytes) -> tuple[Entry, ...]:
             key, value, lease, revision = (text(kv.get(name)) for name in ("key", "value", "lease", "mod_revision"))
             made.append(Entry(key, value, lease, revision, worker))
     return tuple(made)
+
+
+def ask_cards(namespaces: str) -> HttpRequest:
+    """Whose model cards there are, in namespaces that begin so: a cordon leaves those alone. For `cards`."""
+    return etcd_range(f"{CARDS}{namespaces}", keys_only=True)
+
+
+def cards(status: int, body: bytes) -> frozenset[str]:
+    """The ids (decimal) of their processes. Raises LookupError, with what came instead, when nobody answered."""
+    found = obj(body)
+    if status != 200 or found is None or not isinstance(found.get("header"), dict):
+        raise LookupError(f"etcd does not answer: {excerpt(status, body)}")
+    keys = (unbase64(text(mapping(kv).get("key"))).decode(errors="replace") for kv in listed(found.get("kvs")))
+    return frozenset(str(int(last, 16)) for key in keys if HEX.fullmatch(last := key.rpartition("/")[2]))
 
 
 def move(entry: Entry) -> HttpRequest:

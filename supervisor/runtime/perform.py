@@ -8,14 +8,16 @@ import anyio
 from anyio.abc import TaskGroup
 
 from supervisor.core.actions import Action, Fence, Route, Spawn, Stop, TellFence, Unwatch, WakeAt, WakeHostAt, Watch, Witness
+from supervisor.core.cordon import Aside, aside
 from supervisor.core.facts import Due, Fact, HostDue
 from supervisor.core.known import Fleet
 from supervisor.core.process import State
 from supervisor.plan.build import Plan, PlannedProcess, reachable
 from supervisor.plan.launch import launch
 from supervisor.runtime.hostlink import HostLink
+from supervisor.runtime.registration import watch_registration
 from supervisor.runtime.routing import Routing
-from supervisor.runtime.views import Address, Fronts
+from supervisor.runtime.views import Address, Fronts, counting
 from supervisor.runtime.watch import Subject, watch
 
 Ports = Mapping[str, int]
@@ -40,10 +42,11 @@ class Performer:
         self._timers: dict[str, anyio.CancelScope] = {}
         self._watches: dict[str, anyio.CancelScope] = {}
         self._doors_of: Plan | None = None
-        self._doors: list[tuple[str, PlannedProcess]] = []  # its frontends: hundreds of workers ask for them
+        self._doors: dict[str, PlannedProcess] = {}  # its frontends: hundreds of workers ask for them
         self._fronts = Fronts(self._frontends)
         self._routing = Routing(tasks, links, tell, self._planned, lambda: (link for link, _, _ in self._frontends()))
         tasks.start_soon(self._fronts.run)
+        tasks.start_soon(watch_registration, fleet, self._routing.registered, tell)
 
     def __call__(self, action: Action) -> None:
         match action:
@@ -117,6 +120,7 @@ class Performer:
             fronts=self._fronts,
             was_ready=known is not None and known.was_ready,
             served=self._served,
+            aside=lambda: self._aside(process),
         )
         await watch(subject, self._tell)
 
@@ -125,6 +129,11 @@ class Performer:
         process = self._fleet().processes.get(name)
         return process.seen.ports if process and process.seen else {}
 
+    def _aside(self, name: str) -> Aside:
+        fleet = self._fleet()
+        process = fleet.processes.get(name)
+        return aside(fleet, process) if process else Aside.NO
+
     def _served(self) -> frozenset[str]:
         """What clients may ask for now: the models of which a worker is ready."""
         planned = self.plan.processes if self.plan else {}
@@ -132,16 +141,11 @@ class Performer:
         return frozenset(planned[name].served_as for name in ready if name in planned) - {""}
 
     def _frontends(self) -> Iterator[Address]:
-        """Those that serve, each through its own host's link; else those that may be about to.
-
-        One of several that is restarted shows nobody for a while, and that is nobody's fault but its own.
-        """
+        """Those whose word counts, each through its own host's link."""
         if self.plan is not self._doors_of:
             self._doors_of = self.plan
             everybody = self.plan.processes.items() if self.plan else ()
-            self._doors = [(name, each) for name, each in everybody if each.wanted.kind == "frontend"]
-        processes = self._fleet().processes
-        there = [(name, planned) for name, planned in self._doors if self._live_ports(name).get("http")]
-        serving = [(name, planned) for name, planned in there if processes[name].state is State.READY]
-        for name, planned in serving or there:
-            yield self._links[planned.wanted.host], reachable(str(planned.options["bind"])), self._live_ports(name)["http"]
+            self._doors = {name: each for name, each in everybody if each.wanted.kind == "frontend"}
+        for name in counting(self._doors, self._fleet().processes):
+            planned, port = self._doors[name], self._live_ports(name)["http"]
+            yield self._links[planned.wanted.host], reachable(str(planned.options["bind"])), port

@@ -77,11 +77,18 @@ class Routing:
                 pass  # it may be as silent as the other
 
         async with anyio.create_task_group() as tasks:
-            for link in {link.name: link for link in self._doors() if link.name != host}.values():
+            for link in {link.name: link for link in self._doors()}.values():
                 tasks.start_soon(ask, link)
         if not answers:
             raise LookupError("no other host with a frontend answers us")
         return list(zip(*answers, strict=True))
+
+    async def registered(self) -> frozenset[str]:
+        """The ids (decimal) of all processes of the deployment that etcd has a model card of. Raises LookupError."""
+        plan = self._plan()
+        if plan.discovery != "etcd":
+            raise LookupError("file discovery has no etcd to lose")
+        return registry.cards(*await self._ask(registry.ask_cards(plan.deployment + SEPARATOR)))
 
     # --- the registry -----------------------------------------------------------------------------------------------------
 
@@ -134,7 +141,7 @@ class Routing:
         for request in registry.asks(plan.deployment + SEPARATOR):
             found += registry.entries(*await self._ask(request))
         if plan.request_plane == "nats":
-            known = registry.addresses(*await self._ask(registry.cards(plan.deployment + SEPARATOR)))
+            known = registry.addresses(*await self._ask(registry.ask_addresses(plan.deployment + SEPARATOR)))
             found = [registry.at(entry, known) for entry in found]
         return [entry for entry in found if entry.instance.host == plan.addresses.get(host)]
 

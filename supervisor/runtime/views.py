@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import anyio
 
+from supervisor.core.process import Process, State
 from supervisor.errors import HostUnreachable
 from supervisor.probes import ask, view
 from supervisor.probes.proof import Answer
@@ -35,6 +36,10 @@ class FrontendView:
     _asked_s: float = float("-inf")
     _lock: anyio.Lock = field(default_factory=anyio.Lock)
 
+    def blind(self, model: str) -> bool:
+        """It serves the model and can name nobody who does: it has lost etcd, not its workers (1.4.2: traffic flows on)."""
+        return model in self.models.names and not self.instances.instances
+
     async def refresh(self, fresh_s: float) -> None:
         """Ask again what is older than this. Raises HostUnreachable."""
         async with self._lock:
@@ -49,6 +54,16 @@ class FrontendView:
                     there = {each.instance_id for each in self.instances.instances}
                     self.routed = {number: answer for number, answer in self.routed.items() if number in there}
             self._asked_s = anyio.current_time()
+
+
+def counting(frontends: Iterable[str], processes: Mapping[str, Process]) -> list[str]:
+    """Whose word about workers counts: of frontends that serve; else of those with a live run, which may be about to.
+
+    One of several that is restarted shows nobody for a while, and that is nobody's fault but its own.
+    """
+    seen = {name: p.seen for name in frontends if (p := processes.get(name)) is not None}
+    there = [name for name, run in seen.items() if run is not None and run.ports.get("http")]
+    return [name for name in there if processes[name].state is State.READY] or there
 
 
 class Fronts:

@@ -10,6 +10,7 @@ from typing import Any
 
 import anyio
 
+from supervisor.core.cordon import Aside
 from supervisor.core.facts import Fact, Probed
 from supervisor.errors import HostUnreachable
 from supervisor.probes import ask, judge, proof, view
@@ -43,6 +44,7 @@ class Subject:
     fronts: Fronts
     was_ready: bool  # already under an earlier look, perhaps of an earlier controller: what ails it now is no start
     served: Callable[[], frozenset[str]]  # models of which a worker is ready
+    aside: Callable[[], Aside]  # whether it is cordoned
 
     @property
     def question(self) -> tuple[int, HttpRequest]:
@@ -211,10 +213,16 @@ async def _look_at_worker(subject: Subject, word: tuple[int, bytes], last: Found
         stage = "loading" if status == 0 and not last.confirmed else healthy.reason
         return replace(found, stage=stage, alone=True)
     fronts = subject.fronts.views()
+    if (aside := subject.aside()) is not Aside.NO:
+        found = replace(found, served=served or aside is Aside.OUT)
+        return await _look_at_cordoned(subject, fronts, found, last)
     if not fronts:
         return replace(found, stage="loaded; waiting for a frontend")
     for front in fronts:
         await front.refresh(READY_S if last.settled else FRESH_S)
+        if last.settled and front.blind(subject.served_as):
+            found = replace(found, instance=found.instance or last.instance)
+            continue
         mine = await _mine(subject, front)
         if not mine:
             return replace(found, stage="loaded, not registered yet")
@@ -234,6 +242,17 @@ async def _mine(subject: Subject, front: FrontendView) -> frozenset[Instance]:
         return front.instances.at(subject.address, subject.ports["rpc"])
     work = await _work(subject)
     return front.instances.named(work.instance_ids if work else ())
+
+
+async def _look_at_cordoned(subject: Subject, fronts: list[FrontendView], found: Found, last: Found) -> Found:
+    """Nobody routes to it, so nobody can say more of it than itself; a new run must be registered before it is taken out."""
+    for front in fronts:
+        await front.refresh(READY_S if last.settled else FRESH_S)
+        for mine in await _mine(subject, front):
+            found = replace(found, instance=str(mine.instance_id))
+    if not found.instance and not found.served:
+        return replace(found, stage="loaded, not registered yet")
+    return replace(found, stage="cordoned", ready=True, well=True, proven=last.proven, instance=found.instance or last.instance)
 
 
 async def _prove(subject: Subject, front: FrontendView, found: Found) -> Found:

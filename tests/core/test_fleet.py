@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from supervisor.core.actions import Spawn, Stop, Unwatch, Watch
-from supervisor.core.facts import HostFound, Logout, LogoutTold, Phase, Told
+from supervisor.core.facts import HostFound, Logout, LogoutTold, Phase, Probed, Told
 from supervisor.core.fleet import SURPLUS_DRAIN_S, SURPLUS_TERM_S
 from supervisor.core.ids import run_id, run_ms
 from supervisor.core.known import Fleet
@@ -508,3 +508,13 @@ def test_a_new_run_sorts_after_all_that_a_host_knows() -> None:
     world.ends()
     world.due()
     assert world.run > first
+
+
+def test_what_waits_for_its_turn_to_stop_is_not_called_unready_because_who_asked_for_it_went_first() -> None:
+    world = up(wanted("frontend-0"), wanted("qwen-0", stop_rank=1))
+    world.stop()
+    assert world.states == {"frontend-0": "draining", "qwen-0": "ready"}
+    world.tell(Probed("qwen-0", world.run, "loaded, not registered yet", ready=False, well=True))
+    assert world.states["qwen-0"] == "ready"
+    world.ends(process="frontend-0")
+    assert world.states == {"frontend-0": "stopped", "qwen-0": "draining"}

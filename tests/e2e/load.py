@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import http.client
+import itertools
+import json
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from typing import NamedTuple
+
+from tests.e2e.lab import MODEL, Lab, question
 
 
 class Asked(NamedTuple):
@@ -64,6 +70,39 @@ class Load:
                 if failure:
                     self.failures.append(failure)
                 self._moved.notify_all()
+
+
+class Balanced:
+    """One request as a balancer does it: to the next door that lists the model (a new one opens before it has found any), and
+    to another where this one refuses before the first byte (RFC 9110, 15.6.4). Raises AssertionError.
+    """
+
+    def __init__(self, lab: Lab, doors: int, tokens: int) -> None:
+        self._lab, self._doors, self._tokens, self._turn = lab, doors, tokens, itertools.count()
+
+    def __call__(self) -> None:
+        first, refused = next(self._turn), list[str]()
+        for door in range(first, first + 2 * self._doors):
+            connection = http.client.HTTPConnection(self._lab.http_host, self._lab.http_port + door % self._doors, timeout=60)
+            with closing(connection):
+                try:
+                    connection.request("GET", "/v1/models")
+                    if MODEL not in connection.getresponse().read().decode():
+                        continue
+                    body = json.dumps(question(self._tokens, stream=True))
+                    connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
+                    answer = connection.getresponse()
+                    said = answer.read().decode()
+                except ConnectionError as error:
+                    refused.append(repr(error))
+                    continue
+            if answer.status == 503:
+                refused.append(said)
+                continue
+            assert answer.status == 200, (answer.status, said)
+            assert said.rstrip().endswith("data: [DONE]"), said
+            return
+        raise AssertionError(f"no door is open: {refused}")
 
 
 class Request:

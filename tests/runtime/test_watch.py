@@ -12,6 +12,7 @@ import anyio
 import pytest
 from anyio.abc import TaskGroup
 
+from supervisor.core.cordon import Aside
 from supervisor.core.facts import Fact, Probed
 from supervisor.probes import proof
 from supervisor.probes.ask import HttpRequest
@@ -38,6 +39,10 @@ class World:
         self.completed = 0
         self.log_end = 0
         self.front = True
+        self.registered = True
+        self.aside = Aside.NO
+        self.nobody = False  # shown by the frontend, as while etcd is away
+        self.listed = True
         self.fronts = Fronts(list)
         self.told: list[Probed] = []
         self._news = anyio.Event()
@@ -64,9 +69,11 @@ class World:
             case 8000, "/health":
                 where = {"transport": {"tcp": f"127.0.0.1:{RPC}/1f/generate"}, "instance_id": MINE}
                 instance = {"namespace": "lab_q", "component": "backend", "endpoint": "generate", **where}
-                return 200, json.dumps({"instances": [instance]}).encode()
+                other = {**instance, "transport": {"tcp": "127.0.0.1:9/20/generate"}, "instance_id": OTHER}
+                there = [] if self.nobody else [instance] if self.registered else [other]
+                return 200, json.dumps({"instances": there}).encode()
             case 8000, "/v1/models":
-                return 200, json.dumps({"data": [{"id": "q"}]}).encode()
+                return 200, json.dumps({"data": [{"id": "q"}] if self.listed else []}).encode()
             case _:
                 return self._completion()
 
@@ -129,6 +136,7 @@ async def watching(play: Callable[[World], Awaitable[None]], was_ready: bool = F
             process="q-0", run="r1", kind=kind, link=link, address="127.0.0.1",
             ports={"system": SYSTEM, "rpc": RPC, "client": 2379},
             served_as="q", stall_s=300.0, fronts=fronts, was_ready=was_ready, served=lambda: frozenset("q"),
+            aside=lambda: world.aside,
         )  # fmt: skip
         tasks.start_soon(fronts.run)
         tasks.start_soon(watch, subject, world.tell)
@@ -193,6 +201,46 @@ async def test_without_a_frontend_it_is_not_ready_and_not_ill() -> None:
         world.front = False
         told = await world.until(lambda p: not p.ready)
         assert (told.well, told.stage) == (True, "loaded; waiting for a frontend")
+
+    await watching(play)
+
+
+async def test_a_frontend_that_has_lost_etcd_says_nothing_about_who_serves() -> None:
+    async def play(world: World) -> None:
+        world.health = "ready"
+        await world.until(lambda p: p.proven)
+        world.nobody = True
+        assert (await world.after(60)).ready, "it serves the model still: traffic flows"
+        world.listed = False
+        assert (await world.until(lambda p: not p.ready)).well
+
+    await watching(play)
+
+
+async def test_cordoned_it_stays_ready_and_is_not_asked_to_prove_anything() -> None:
+    async def play(world: World) -> None:
+        world.health = "ready"
+        await world.until(lambda p: p.proven)
+        world.aside, world.registered = Aside.OUT, False
+        told = await world.until(lambda p: p.stage == "cordoned")
+        assert (told.ready, told.well, told.instance) == (True, True, str(MINE))
+        assert all(each.ready for each in world.told[world.told.index(told) :])
+        world.health = "notready"
+        assert not (await world.until(lambda p: not p.ready)).well, "its own health still counts"
+        world.health, world.aside, world.registered = "ready", Aside.NO, True
+        await world.until(lambda p: p.stage == "serving")
+
+    await watching(play)
+
+
+async def test_a_new_run_of_it_is_registered_before_it_can_be_taken_out() -> None:
+    async def play(world: World) -> None:
+        world.health, world.aside, world.registered = "ready", Aside.SOON, False
+        told = await world.after(10)
+        assert (told.ready, told.instance, told.stage) == (False, "", "loaded, not registered yet")
+        world.registered = True
+        told = await world.until(lambda p: p.ready)
+        assert (told.instance, told.stage, world.completed) == (str(MINE), "cordoned", 0)
 
     await watching(play)
 

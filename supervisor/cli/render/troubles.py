@@ -161,7 +161,8 @@ def of_processes(group: Sequence[ProcessStatus], now: float) -> Trouble:
             says = f"{who} {is_} unknown{when}{f', last known {was}' if was else ''}"
             next_ = ("noray status --all",)
         case _ if first["cordoned"]:
-            says = f"{who} {is_} cordoned{when} and {'gets' if one else 'get'} no requests"
+            by = plain(first["cordon"]["by"]) if "cordon" in first else ""
+            says = f"{who} {is_} cordoned{by and f' by {by}'}{when} and {'gets' if one else 'get'} no requests"
             next_ = (f"noray uncordon {name}",)
         case "starting" | "pending":
             step = about.stage(first)
