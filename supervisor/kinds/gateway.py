@@ -1,7 +1,7 @@
 """etcd's own gateway, one on each host of Dynamo's processes: between them and several members of etcd.
 
-Dynamo 1.4.2 that is told of three members sends each of its requests to any of them, also to one that is away: then a third of
-them fail, and what starts meanwhile ends with exit code 0 (measured). The gateway leaves out who does not answer.
+Dynamo 1.4.2 that is told of three members sends each of its requests to any of them, also to one that is away: some of
+them fail then, and what starts meanwhile ends with exit code 0 (measured). The gateway leaves out who does not answer.
 """
 
 from __future__ import annotations
