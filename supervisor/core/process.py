@@ -72,6 +72,7 @@ class Process:
     proven: bool = False
     instance: str = ""
     was_ready: bool = False  # this run, at any time
+    ready_s: float | None = None  # since then it has been ready without a break
     progress: int = -1
     progress_s: float = 0.0
     unwell_s: float | None = None  # since then it has not done what it can by itself
@@ -124,8 +125,16 @@ def with_run(process: Process, run: str, now_s: float) -> Process:
     """As it is when this run is the one it is about; nothing of an earlier run is carried over."""
     if run == process.run:
         return process
-    return replace(process, run=run, seen=None, spawnable=False, was_ready=False, proven=False, instance="", stage="",
-                   progress=-1, progress_s=now_s, unwell_s=None, asked=False, condemned="", next_attempt_s=None)  # fmt: skip
+    return replace(process, run=run, seen=None, spawnable=False, was_ready=False, ready_s=None, proven=False, instance="",
+                   stage="", progress=-1, progress_s=now_s, unwell_s=None, asked=False, condemned="",
+                   next_attempt_s=None)  # fmt: skip
+
+
+def unready(process: Process, now_s: float) -> Process:
+    """It is not ready any more. If it had been for a whole window, its restarts are counted anew."""
+    if process.ready_s is not None and now_s - process.ready_s >= process.wanted.restart.window_s:
+        process = replace(process, restarts_s=(), restarts=0)
+    return replace(process, ready_s=None)
 
 
 # --- handlers: <what> as a function of (process, body, now) ---------------------------------------------------------------
@@ -140,7 +149,7 @@ def running(process: Process, body: Body, now_s: float) -> Step:
     assert isinstance(body, RunState)
     if process.state in (State.STARTING, State.READY) and process.seen is not None:
         return replace(process, seen=body), ()
-    process = replace(process, seen=body, last_known=None, spawnable=False, next_attempt_s=None, unwell_s=None)
+    process = replace(process, seen=body, last_known=None, spawnable=False, next_attempt_s=None, unwell_s=None, ready_s=None)
     process = to(process, State.STARTING, "", now_s)
     process = replace(process, progress_s=now_s, stage=process.stage or "started")
     wake = WakeAt(process.wanted.name, body.run, now_s + process.wanted.stall_s)
@@ -160,7 +169,7 @@ def running_while_stopping(process: Process, body: Body, now_s: float) -> Step:
 
 def ended(process: Process, body: Body, now_s: float) -> Step:
     assert isinstance(body, RunState)
-    process = replace(process, seen=body, last_exit=body.exit, last_known=None, proven=False, instance="")
+    process = replace(unready(process, now_s), seen=body, last_exit=body.exit, last_known=None, proven=False, instance="")
     return to(process, State.STOPPING, "ending what it left behind", now_s), (Unwatch(process.wanted.name),)
 
 
@@ -176,7 +185,7 @@ def gone(process: Process, body: Body, now_s: float) -> Step:
     assert isinstance(body, RunState)
     last = body.exit or Exit(None, None, 0, False, "no record of its end")
     last = replace(last, message=process.condemned or last.message)
-    process = replace(process, seen=body, last_exit=last, tail=body.tail or process.tail, last_known=None)
+    process = replace(unready(process, now_s), seen=body, last_exit=last, tail=body.tail or process.tail, last_known=None)
     process = replace(process, instance="", stage="", proven=False, spawnable=False, progress=-1)
     unwatch = Unwatch(process.wanted.name)
     if not process.up:
@@ -219,7 +228,9 @@ def probed(process: Process, body: Body, now_s: float) -> Step:
     falls_ill = not well and process.unwell_s is None
     process = replace(process, unwell_s=None if well else now_s if falls_ill else process.unwell_s)
     if body.ready:
-        return to(replace(process, was_ready=True), State.READY, "" if process.proven else body.stage, now_s), actions
+        process = replace(process, was_ready=True, ready_s=now_s if process.ready_s is None else process.ready_s)
+        return to(process, State.READY, "" if process.proven else body.stage, now_s), actions
+    process = unready(process, now_s)
     if falls_ill and process.was_ready:
         actions += (WakeAt(process.wanted.name, process.run, now_s + process.wanted.alive_s),)
     return to(process, State.STARTING, "", now_s), actions
