@@ -211,7 +211,12 @@ def gone(process: Process, body: Body, now_s: float) -> Step:
 def _cause(process: Process) -> Cause:
     """Of the end of its last run."""
     assert process.last_exit is not None
-    return Cause(process.condemned, Retry.BACKOFF) if process.condemned else diagnose(process.last_exit, process.tail)
+    if process.condemned:
+        return Cause(process.condemned, Retry.BACKOFF)
+    cause = diagnose(process.last_exit, process.tail)
+    # What once served has arguments and a model that are right: that line of its log is about something else.
+    again = cause.said and cause.retry is Retry.NEVER and process.was_ready
+    return replace(cause, retry=Retry.BACKOFF) if again else cause
 
 
 def probed(process: Process, body: Body, now_s: float) -> Step:

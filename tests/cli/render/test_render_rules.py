@@ -42,7 +42,7 @@ processes = st.fixed_dictionaries(
         "since": st.none() | times, "next_attempt_at": st.none() | times, "last_exit": st.none() | exits,
         "reason": words,
     },
-    optional={"stage": words, "log_tail": st.lists(words, max_size=9)},
+    optional={"stage": words, "log_tail": st.lists(words, max_size=9), "evidence": st.lists(words, max_size=3)},
 )  # fmt: skip
 services = st.fixed_dictionaries(
     {
