@@ -42,6 +42,7 @@ class State(enum.StrEnum):
 
 LIVE = {State.STARTING, State.READY, State.DRAINING, State.STOPPING, State.STUCK}  # a run of it exists on its host
 AT_REST = {State.STOPPED, State.FAILED}
+BUSY_STALLS = 4.0  # so many times as long as one that is still may one only compute: compilers end, a hang may spin for ever
 WEDGED_TERM_S = 10.0  # for what hangs to end by itself: Dynamo's 5 s after SIGTERM, and an engine that is only slow
 
 
@@ -75,6 +76,9 @@ class Process:
     ready_s: float | None = None  # since then it has been ready without a break
     progress: int = -1
     progress_s: float = 0.0
+    busy: int = 0
+    busy_s: float = 0.0
+    moves: str = ""
     unwell_s: float | None = None  # since then it has not done what it can by itself
     restarts_s: tuple[float, ...] = ()
     restarts: int = 0
@@ -126,8 +130,8 @@ def with_run(process: Process, run: str, now_s: float) -> Process:
     if run == process.run:
         return process
     return replace(process, run=run, seen=None, spawnable=False, was_ready=False, ready_s=None, proven=False, instance="",
-                   stage="", progress=-1, progress_s=now_s, unwell_s=None, asked=False, condemned="",
-                   next_attempt_s=None)  # fmt: skip
+                   stage="", progress=-1, progress_s=now_s, busy=0, busy_s=now_s, moves="", unwell_s=None, asked=False,
+                   condemned="", next_attempt_s=None)  # fmt: skip
 
 
 def unready(process: Process, now_s: float) -> Process:
@@ -151,7 +155,7 @@ def running(process: Process, body: Body, now_s: float) -> Step:
         return replace(process, seen=body), ()
     process = replace(process, seen=body, last_known=None, spawnable=False, next_attempt_s=None, unwell_s=None, ready_s=None)
     process = to(process, State.STARTING, "", now_s)
-    process = replace(process, progress_s=now_s, stage=process.stage or "started")
+    process = replace(process, progress_s=now_s, busy_s=now_s, stage=process.stage or "started")
     wake = WakeAt(process.wanted.name, body.run, now_s + process.wanted.stall_s)
     return process, (Watch(process.wanted.name, body.run), wake)
 
@@ -186,7 +190,7 @@ def gone(process: Process, body: Body, now_s: float) -> Step:
     last = body.exit or Exit(None, None, 0, False, "no record of its end")
     last = replace(last, message=process.condemned or last.message)
     process = replace(unready(process, now_s), seen=body, last_exit=last, tail=body.tail or process.tail, last_known=None)
-    process = replace(process, instance="", stage="", proven=False, spawnable=False, progress=-1)
+    process = replace(process, instance="", stage="", moves="", proven=False, spawnable=False, progress=-1)
     unwatch = Unwatch(process.wanted.name)
     if not process.up:
         return to(process, State.STOPPED, "", now_s), (unwatch,)
@@ -228,6 +232,8 @@ def probed(process: Process, body: Body, now_s: float) -> Step:
     actions: tuple[Action, ...] = ()
     if body.instance and body.instance != process.instance:
         actions = (TellFence(process.wanted.host, process.run, body.instance),)
+    computed = moved or body.busy != process.busy
+    process = replace(process, busy=body.busy, busy_s=now_s if computed else process.busy_s, moves=body.moves)
     process = replace(process, stage=body.stage, proven=process.proven or body.proven, progress=body.progress)
     process = replace(process, instance=body.instance or process.instance, progress_s=now_s if moved else process.progress_s)
     falls_ill = not well and process.unwell_s is None
@@ -242,20 +248,29 @@ def probed(process: Process, body: Body, now_s: float) -> Step:
 
 
 def overdue(process: Process, body: Body, now_s: float) -> Step:
-    """A start fails on no progress, not on age. What was ready has no progress left to make: it fails on being unwell."""
+    """A start fails on no progress, not on age. What was ready has no progress left to make: it fails on being unwell.
+
+    CPU time alone is a sign of life (kernels are compiled in silence), for BUSY_STALLS times as long and no longer: of ranks
+    that wait for each other in vain, each spins.
+    """
     want = process.wanted
     if process.was_ready and process.unwell_s is None:
         return process, ()
-    since_s, patience_s = (process.unwell_s, want.alive_s) if process.was_ready else (process.progress_s, want.stall_s)
-    assert since_s is not None
-    if now_s < since_s + patience_s:
-        return process, (WakeAt(want.name, process.run, since_s + patience_s),)
+    if process.unwell_s is not None and process.was_ready:
+        since_s, until_s = process.unwell_s, process.unwell_s + want.alive_s
+    else:
+        since_s = process.progress_s
+        until_s = min(max(since_s, process.busy_s) + want.stall_s, since_s + BUSY_STALLS * want.stall_s)
+    if now_s < until_s:
+        return process, (WakeAt(want.name, process.run, until_s),)
     if process.was_ready:
         # What is routed to it waits for ever; its drain would, too. It may be too far gone to hear SIGTERM.
         why = f"was ready, and for {now_s - since_s:.0f} s has not been: {process.stage}"
         end: tuple[Action, ...] = (Fence(want.host, process.run), Stop(want.host, process.run, min(want.term_s, WEDGED_TERM_S)))
     else:
-        why = f"no progress for {now_s - since_s:.0f} s while {process.stage or 'starting'}"
+        only = " but CPU time" if process.busy_s > since_s else ""
+        where = ": ".join(filter(None, (process.stage or "starting", process.moves)))
+        why = f"no progress{only} for {now_s - since_s:.0f} s while {where}"
         end = (Stop(want.host, process.run, want.term_s),)
     return to(replace(process, condemned=why), State.STOPPING, why, now_s), (Unwatch(want.name), *end)
 

@@ -13,8 +13,8 @@ from typing import Callable, Dict, Optional, Tuple
 from .cgroup import Cgroup
 
 VMSTAT = "/proc/vmstat"
-# Between two readings: an end is compared with one that is 30 to 60 s old. A process of hundreds of GB takes many seconds to die,
-# and its leader some more to notice.
+# Between two readings: an end is compared with one that is 30 to 60 s old. A process of hundreds of GB takes many seconds to
+# die, and its leader some more to notice.
 LOOK_S = 30.0
 
 

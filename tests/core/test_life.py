@@ -14,6 +14,7 @@ from supervisor.core.ids import run_id
 from supervisor.core.known import Fleet
 from supervisor.core.process import State
 from supervisor.core.restart import Again, RestartPolicy
+from supervisor.core.status import status
 from tests.core.world import World, asks, exited, run_state, spawns, stops, up, wanted
 
 
@@ -368,6 +369,53 @@ def test_progress_of_any_kind_keeps_a_start_alive(what: str) -> None:
         probe(world, turn if what == "bytes" else 0, "loading" if what == "bytes" else f"stage {turn}")
         assert not stops(world.due())
     assert world.state == "starting"
+
+
+@pytest.mark.parametrize("moves", [True, False])
+def test_who_only_computes_is_given_longer_and_not_for_ever(moves: bool) -> None:
+    """Kernels are compiled in silence for many minutes; of ranks that wait for each other in vain, each spins."""
+    world = World()
+    world.plan(wanted(stall_s=100.0))
+    world.found()
+    world.runs()
+    ended_s = 0.0
+    for turn in range(1, 11):
+        world.now_s = 50.0 * turn
+        world.tell(Probed("qwen-0", world.run, "loading", ready=False, busy=turn if moves else 1, moves=f"{turn} s of CPU"))
+        if stops(world.due()):
+            ended_s = world.now_s
+            break
+    first_s = 50.0  # a stage: progress
+    assert ended_s == first_s + (400.0 if moves else 100.0)
+    assert ("no progress but CPU time for 400 s while loading: 9 s of CPU" in world["qwen-0"].reason) == moves
+
+
+def test_once_it_moves_again_it_may_compute_anew() -> None:
+    world = World()
+    world.plan(wanted(stall_s=100.0))
+    world.found()
+    world.runs()
+    for turn in range(1, 40):
+        world.now_s += 90.0
+        read = turn // 4  # every 360 s
+        world.tell(Probed("qwen-0", world.run, "loading", ready=False, busy=turn, progress=read))
+        assert not stops(world.due())
+
+
+def test_what_moves_is_told_beside_the_stage_while_it_starts() -> None:
+    world = World()
+    world.plan(wanted(stall_s=100.0))
+    world.found()
+    world.runs()
+    world.tell(Probed("qwen-0", world.run, "loading", ready=False, moves="12.3 GB read, 41.0 GB on its GPUs"))
+
+    def stage() -> str | None:
+        seen = status(world.fleet, deployment="lab", endpoints=(), controller=None, now_s=world.now_s)
+        return seen["processes"][0].get("stage")
+
+    assert stage() == "loading: 12.3 GB read, 41.0 GB on its GPUs"
+    world.ready()
+    assert stage() == "serving"
 
 
 def ill(world: World, at_s: float, **more: Any) -> tuple[Action, ...]:

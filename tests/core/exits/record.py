@@ -2,7 +2,7 @@
 
     DYNAMO_VENV/bin/python -m tests.core.exits.record [NAME...]
 
-Those that need a GPU (cuda-*, nccl-*, no-gpu) are their headers' commands, run where there are GPUs: an H100, torch 2.11.0+cu130.
+Those that need a GPU (cuda-*, nccl-*, no-gpu) are their headers' commands, run by hand where there were H100s.
 """
 
 from __future__ import annotations
