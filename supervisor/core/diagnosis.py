@@ -10,7 +10,6 @@ import re
 import signal
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 from .exit import Exit
 
@@ -107,7 +106,6 @@ WITH_HOST = {
 }
 
 
-@lru_cache(maxsize=1024)
 def diagnose(ended: Exit, tail: str) -> Cause:
     """`tail`: the last lines of the log. Any exit nobody asked for is a failure, exit code 0 included."""
     cause = _by_its_host(ended) or _by_itself(ended, tail)

@@ -85,6 +85,7 @@ class Process:
     next_attempt_s: float | None = None
     last_exit: Exit | None = None
     tail: str = ""
+    evidence: tuple[str, ...] = ()  # of the cause of its last end
     skip_drain: bool = False
     spawnable: bool = False  # its host is there and has no run of it
     asked: bool = False  # we asked this run to end: that it does is no failure
@@ -190,7 +191,8 @@ def gone(process: Process, body: Body, now_s: float) -> Step:
     last = body.exit or Exit(None, None, 0, False, "no record of its end")
     last = replace(last, message=process.condemned or last.message)
     process = replace(unready(process, now_s), seen=body, last_exit=last, tail=body.tail or process.tail, last_known=None)
-    process = replace(process, instance="", stage="", moves="", proven=False, spawnable=False, progress=-1)
+    process = replace(process, instance="", stage="", moves="", proven=False, spawnable=False, progress=-1,
+                      evidence=())  # fmt: skip
     unwatch = Unwatch(process.wanted.name)
     if not process.up:
         return to(process, State.STOPPED, "", now_s), (unwatch,)
@@ -198,6 +200,7 @@ def gone(process: Process, body: Body, now_s: float) -> Step:
     if process.asked or outdated:
         return to(replace(process, spawnable=True), State.PENDING, process.reason, now_s), (unwatch,)
     cause = _cause(process)
+    process = replace(process, evidence=cause.evidence)
     decision = process.wanted.restart.decide(process.restarts_s, now_s, cause, process.was_ready, chance(body.run))
     match decision:
         case GiveUp(reason):
@@ -216,7 +219,7 @@ def _cause(process: Process) -> Cause:
     """Of the end of its last run."""
     assert process.last_exit is not None
     if process.condemned:
-        return Cause(process.condemned, Retry.BACKOFF)
+        return Cause(process.condemned, Retry.BACKOFF, evidence=tuple(told for _, told in process.last_exit.signs))
     cause = diagnose(process.last_exit, process.tail)
     # What once served has arguments and a model that are right: that line of its log is about something else.
     again = cause.said and cause.retry is Retry.NEVER and process.was_ready
@@ -305,7 +308,8 @@ def pending_gone(process: Process, body: Body, now_s: float) -> Step:
 def retold(process: Process, body: Body, now_s: float) -> Step:
     """Nothing new, but for a controller that only remembers it: its host tells more."""
     assert isinstance(body, RunState)
-    return replace(process, seen=body, tail=body.tail or process.tail), ()
+    process = replace(process, seen=body, tail=body.tail or process.tail)
+    return replace(process, evidence=_cause(process).evidence if process.last_exit else ()), ()
 
 
 def vanished(process: Process, body: Body, now_s: float) -> Step:
@@ -367,10 +371,10 @@ def at_rest(process: Process, state: RunState | None, now_s: float) -> Process:
     if state is None or state.exit is None or state.exit.asked or not process.up:
         last = state.exit if state else None
         return to(replace(process, up=False, last_exit=last), State.STOPPED, "", now_s)
-    cause = diagnose(state.exit, state.tail).text
-    detail = f": {state.exit}" if state.exit.message and state.exit.message not in cause else ""
-    process = replace(process, run=state.run, seen=state, last_exit=state.exit, tail=state.tail)
-    return to(process, State.FAILED, cause + detail, now_s)
+    cause = diagnose(state.exit, state.tail)
+    detail = f": {state.exit}" if state.exit.message and state.exit.message not in cause.text else ""
+    process = replace(process, run=state.run, seen=state, last_exit=state.exit, tail=state.tail, evidence=cause.evidence)
+    return to(process, State.FAILED, cause.text + detail, now_s)
 
 
 def step(process: Process, event: Event, body: Body, now_s: float) -> Step:

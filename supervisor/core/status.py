@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from .absence import cordoned
-from .diagnosis import diagnose
 from .exit import Exit
 from .facts import GpuSeen, RunGpu
 from .hand import held_by
@@ -102,8 +101,8 @@ def _process(p: Process, out: bool, wall: Wall) -> ProcessStatus:
         made["stage"] = f"{p.stage}: {p.moves}" if p.moves and p.state is State.STARTING else p.stage
     if p.state in SHOWS_TAIL and p.tail:
         made["log_tail"] = p.tail.splitlines()[-TAIL_LINES:]
-    if (p.state in SHOWS_TAIL or p.restarts) and p.state is not State.READY and (evidence := _evidence(p)):
-        made["evidence"] = list(evidence)
+    if p.evidence and (p.state in SHOWS_TAIL or p.restarts) and p.state is not State.READY:
+        made["evidence"] = list(p.evidence)
     if seen and seen.notes:
         made["notes"] = list(seen.notes)
     if seen and seen.stop_step and seen.stop_until_ms:
@@ -114,13 +113,6 @@ def _process(p: Process, out: bool, wall: Wall) -> ProcessStatus:
     if seen and seen.gpu_note:
         made["gpu_note"] = seen.gpu_note
     return made
-
-
-def _evidence(p: Process) -> tuple[str, ...]:
-    """Of what its reason says, beside how it ended. Of what we ended ourselves only what its host saw."""
-    if p.last_exit is None:
-        return ()
-    return tuple(told for _, told in p.last_exit.signs) if p.condemned else diagnose(p.last_exit, p.tail).evidence
 
 
 def _exit(last: Exit) -> ExitStatus:

@@ -7,9 +7,12 @@ import pytest
 from supervisor.core.actions import WakeAt
 from supervisor.core.diagnosis import KNOWN, Retry, diagnose
 from supervisor.core.exit import Exit
+from supervisor.core.facts import Phase
+from supervisor.core.status import status
 from supervisor.runtime.parse import ended
 from tests.core.exits import ALL, Recorded
-from tests.core.world import World, exited, spawns, up, wanted
+from tests.core.test_memory import next_controller
+from tests.core.world import World, exited, run_state, spawns, up, wanted
 
 ROWS = {known.name: known for known in KNOWN}
 
@@ -124,3 +127,41 @@ def test_a_start_that_had_to_wait_for_etcd_is_not_its_end() -> None:
 def test_what_it_says_itself_beats_a_kill_that_may_be_anybodys() -> None:
     found = diagnose(exited(2, signs=OOM), "error: unrecognized arguments: --x\n")
     assert (found.row, OOM[0][1] in found.evidence) == ("arguments", True)
+
+
+def evidence(world: World) -> list[str]:
+    seen = status(world.fleet, deployment="lab", endpoints=(), controller=None, now_s=world.now_s)
+    return seen["processes"][0].get("evidence", [])
+
+
+def test_the_evidence_is_shown_until_it_serves_again() -> None:
+    world = started()
+    world.ends(exited(None, 9, signs=OOM))
+    assert evidence(world) == [OOM[0][1]]
+    world.now_s = 10.0
+    world.due()
+    world.runs()
+    assert evidence(world) == [OOM[0][1]], "it is starting again, and this is why"
+    world.ready()
+    assert evidence(world) == []
+    world.asked("qwen-0", up=False)
+    world.ends()
+    assert evidence(world) == []
+
+
+def test_of_what_was_ended_for_hanging_what_its_host_saw_is_shown_and_not_what_it_wrote() -> None:
+    world = started()
+    world.now_s = 300.0
+    world.due()
+    world.ends(exited(None, 9, asked=True, signs=OOM), tail="CUDA out of memory\n")
+    assert evidence(world) == [OOM[0][1]]
+    assert "no progress" in world["qwen-0"].reason
+
+
+def test_the_next_controller_shows_it_when_its_host_tells_of_that_run_again() -> None:
+    world = started()
+    world.ends(exited(1), tail="error: unrecognized arguments: --x\n")
+    again = next_controller(world)
+    assert (again.state, evidence(again)) == ("failed", [])
+    again.found(run_state(world.run, Phase.GONE, exit=exited(1), tail="error: unrecognized arguments: --x\n"))
+    assert (again.state, evidence(again)) == ("failed", ["error: unrecognized arguments: --x"])
