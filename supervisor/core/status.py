@@ -98,7 +98,9 @@ def _process(p: Process, out: bool, wall: Wall) -> ProcessStatus:
         "reason": p.reason,
     }
     if p.stage:
-        made["stage"] = f"{p.stage}: {p.moves}" if p.moves and p.state is State.STARTING else p.stage
+        made["stage"] = p.stage
+    if p.moves and p.state is State.STARTING:
+        made["moves"] = p.moves
     if p.state in SHOWS_TAIL and p.tail:
         made["log_tail"] = p.tail.splitlines()[-TAIL_LINES:]
     if p.evidence and (p.state in SHOWS_TAIL or p.restarts) and p.state is not State.READY:

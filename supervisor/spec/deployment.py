@@ -67,7 +67,10 @@ class Stop(Section):
 
 
 class Ready(Section):
-    """When a start has failed: after `stall` seconds without any progress, however long it takes in all."""
+    """When a start has failed: after `stall` seconds without any progress, however long it takes in all.
+
+    Progress is what it writes, reads, and fills on its GPUs. One that only computes is given four times as long.
+    """
 
     stall: Span = 300.0
 

@@ -409,13 +409,13 @@ def test_what_moves_is_told_beside_the_stage_while_it_starts() -> None:
     world.runs()
     world.tell(Probed("qwen-0", world.run, "loading", ready=False, moves="12.3 GB read, 41.0 GB on its GPUs"))
 
-    def stage() -> str | None:
+    def told() -> tuple[str | None, str | None]:
         seen = status(world.fleet, deployment="lab", endpoints=(), controller=None, now_s=world.now_s)
-        return seen["processes"][0].get("stage")
+        return seen["processes"][0].get("stage"), seen["processes"][0].get("moves")
 
-    assert stage() == "loading: 12.3 GB read, 41.0 GB on its GPUs"
+    assert told() == ("loading", "12.3 GB read, 41.0 GB on its GPUs")
     world.ready()
-    assert stage() == "serving"
+    assert told() == ("serving", None)
 
 
 def ill(world: World, at_s: float, **more: Any) -> tuple[Action, ...]:

@@ -124,7 +124,7 @@ def killed_by_the_kernel() -> Status:
 def starting() -> Status:
     loads = [
         process("qwen-0", since=NOW - 2),
-        process("qwen-1", "starting", since=NOW - 41, stage="loading weights", gpus=(2, 3)),
+        process("qwen-1", "starting", since=NOW - 41, stage="loading weights", moves="12.3 GB read", gpus=(2, 3)),
         process("qwen-2", "starting", "gpu02", since=NOW - 41, stage="loading weights", gpus=(0, 1)),
         process("qwen-3", "starting", "gpu02", since=NOW - 6, stage="registered, not proven", gpus=(2, 3)),
     ]
