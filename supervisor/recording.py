@@ -171,7 +171,7 @@ class Recorder:
         next_ms, last = row.get("next_attempt_ms"), row.get("last_exit")
         known["restarts_s"] = tuple(self._loop_s(ms) for ms in row["restarts_ms"])
         known["next_attempt_s"] = None if next_ms is None else self._loop_s(next_ms)
-        known["last_exit"] = None if last is None else Exit(**last)
+        known["last_exit"] = None if last is None else Exit(**(last | {"signs": tuple(map(tuple, last.get("signs", ())))}))
         return Remembered(**known)
 
     def _wall_ms(self, at_s: float) -> int:

@@ -15,7 +15,10 @@ from supervisor.effects.statedir import choose
 def run(args: argparse.Namespace) -> int:
     seen = anyio.run(see, choose(args.deployment))
     if args.json:
-        found = [{"says": t.says, "names": sorted(t.names), "log": list(t.tail), "next": list(t.next)} for t in troubles(seen)]
+        found = [
+            {"says": t.says, "names": sorted(t.names), "evidence": list(t.evidence), "log": list(t.tail), "next": list(t.next)}
+            for t in troubles(seen)
+        ]
         write_json({"verdict": seen["verdict"], "troubles": found})
     else:
         write(show_why(seen, look(), args.name))

@@ -21,6 +21,8 @@ class Exit:
     cause: str = ""
     message: str = ""
     fenced_ms: int | None = None  # when its keeper took it out of routing
+    # What its host saw of its end, as (what, sentence): oom, the kernel killed for lack of memory; gpu, one of its is ill.
+    signs: tuple[tuple[str, str], ...] = ()
 
     def __str__(self) -> str:
         if self.message:

@@ -214,7 +214,9 @@ class Probed:
     well: bool = False  # it does all that it can by itself: if it is not ready, others are in the way
     proven: bool = False  # this very instance answered a request
     instance: str = ""  # its id in Dynamo's discovery, decimal; "" = not registered
-    progress: int = 0  # anything that moves while it starts (bytes of log): standing still is what fails a start
+    progress: int = 0  # anything that moves while it starts (bytes of log, of weights): standing still is what fails a start
+    busy: int = 0  # seconds of CPU while it starts: a sign of life, but a hang may spin
+    moves: str = ""  # for humans: what has moved so far
 
 
 @dataclass(frozen=True, slots=True)

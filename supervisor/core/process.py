@@ -42,6 +42,7 @@ class State(enum.StrEnum):
 
 LIVE = {State.STARTING, State.READY, State.DRAINING, State.STOPPING, State.STUCK}  # a run of it exists on its host
 AT_REST = {State.STOPPED, State.FAILED}
+BUSY_STALLS = 4.0  # so many times as long as one that is still may one only compute: compilers end, a hang may spin for ever
 WEDGED_TERM_S = 10.0  # for what hangs to end by itself: Dynamo's 5 s after SIGTERM, and an engine that is only slow
 
 
@@ -72,14 +73,19 @@ class Process:
     proven: bool = False
     instance: str = ""
     was_ready: bool = False  # this run, at any time
+    ready_s: float | None = None  # since then it has been ready without a break
     progress: int = -1
     progress_s: float = 0.0
+    busy: int = 0
+    busy_s: float = 0.0
+    moves: str = ""
     unwell_s: float | None = None  # since then it has not done what it can by itself
     restarts_s: tuple[float, ...] = ()
     restarts: int = 0
     next_attempt_s: float | None = None
     last_exit: Exit | None = None
     tail: str = ""
+    evidence: tuple[str, ...] = ()  # of the cause of its last end
     skip_drain: bool = False
     spawnable: bool = False  # its host is there and has no run of it
     asked: bool = False  # we asked this run to end: that it does is no failure
@@ -124,8 +130,16 @@ def with_run(process: Process, run: str, now_s: float) -> Process:
     """As it is when this run is the one it is about; nothing of an earlier run is carried over."""
     if run == process.run:
         return process
-    return replace(process, run=run, seen=None, spawnable=False, was_ready=False, proven=False, instance="", stage="",
-                   progress=-1, progress_s=now_s, unwell_s=None, asked=False, condemned="", next_attempt_s=None)  # fmt: skip
+    return replace(process, run=run, seen=None, spawnable=False, was_ready=False, ready_s=None, proven=False, instance="",
+                   stage="", progress=-1, progress_s=now_s, busy=0, busy_s=now_s, moves="", unwell_s=None, asked=False,
+                   condemned="", next_attempt_s=None)  # fmt: skip
+
+
+def unready(process: Process, now_s: float) -> Process:
+    """It is not ready any more. If it had been for a whole window, its restarts are counted anew."""
+    if process.ready_s is not None and now_s - process.ready_s >= process.wanted.restart.window_s:
+        process = replace(process, restarts_s=(), restarts=0)
+    return replace(process, ready_s=None)
 
 
 # --- handlers: <what> as a function of (process, body, now) ---------------------------------------------------------------
@@ -140,9 +154,9 @@ def running(process: Process, body: Body, now_s: float) -> Step:
     assert isinstance(body, RunState)
     if process.state in (State.STARTING, State.READY) and process.seen is not None:
         return replace(process, seen=body), ()
-    process = replace(process, seen=body, last_known=None, spawnable=False, next_attempt_s=None, unwell_s=None)
+    process = replace(process, seen=body, last_known=None, spawnable=False, next_attempt_s=None, unwell_s=None, ready_s=None)
     process = to(process, State.STARTING, "", now_s)
-    process = replace(process, progress_s=now_s, stage=process.stage or "started")
+    process = replace(process, progress_s=now_s, busy_s=now_s, stage=process.stage or "started")
     wake = WakeAt(process.wanted.name, body.run, now_s + process.wanted.stall_s)
     return process, (Watch(process.wanted.name, body.run), wake)
 
@@ -160,7 +174,7 @@ def running_while_stopping(process: Process, body: Body, now_s: float) -> Step:
 
 def ended(process: Process, body: Body, now_s: float) -> Step:
     assert isinstance(body, RunState)
-    process = replace(process, seen=body, last_exit=body.exit, last_known=None, proven=False, instance="")
+    process = replace(unready(process, now_s), seen=body, last_exit=body.exit, last_known=None, proven=False, instance="")
     return to(process, State.STOPPING, "ending what it left behind", now_s), (Unwatch(process.wanted.name),)
 
 
@@ -176,8 +190,9 @@ def gone(process: Process, body: Body, now_s: float) -> Step:
     assert isinstance(body, RunState)
     last = body.exit or Exit(None, None, 0, False, "no record of its end")
     last = replace(last, message=process.condemned or last.message)
-    process = replace(process, seen=body, last_exit=last, tail=body.tail or process.tail, last_known=None)
-    process = replace(process, instance="", stage="", proven=False, spawnable=False, progress=-1)
+    process = replace(unready(process, now_s), seen=body, last_exit=last, tail=body.tail or process.tail, last_known=None)
+    process = replace(process, instance="", stage="", moves="", proven=False, spawnable=False, progress=-1,
+                      evidence=())  # fmt: skip
     unwatch = Unwatch(process.wanted.name)
     if not process.up:
         return to(process, State.STOPPED, "", now_s), (unwatch,)
@@ -185,6 +200,7 @@ def gone(process: Process, body: Body, now_s: float) -> Step:
     if process.asked or outdated:
         return to(replace(process, spawnable=True), State.PENDING, process.reason, now_s), (unwatch,)
     cause = _cause(process)
+    process = replace(process, evidence=cause.evidence)
     decision = process.wanted.restart.decide(process.restarts_s, now_s, cause, process.was_ready, chance(body.run))
     match decision:
         case GiveUp(reason):
@@ -202,7 +218,12 @@ def gone(process: Process, body: Body, now_s: float) -> Step:
 def _cause(process: Process) -> Cause:
     """Of the end of its last run."""
     assert process.last_exit is not None
-    return Cause(process.condemned, Retry.BACKOFF) if process.condemned else diagnose(process.last_exit, process.tail)
+    if process.condemned:
+        return Cause(process.condemned, Retry.BACKOFF, evidence=tuple(told for _, told in process.last_exit.signs))
+    cause = diagnose(process.last_exit, process.tail)
+    # What once served has arguments and a model that are right: that line of its log is about something else.
+    again = cause.said and cause.retry is Retry.NEVER and process.was_ready
+    return replace(cause, retry=Retry.BACKOFF) if again else cause
 
 
 def probed(process: Process, body: Body, now_s: float) -> Step:
@@ -214,32 +235,45 @@ def probed(process: Process, body: Body, now_s: float) -> Step:
     actions: tuple[Action, ...] = ()
     if body.instance and body.instance != process.instance:
         actions = (TellFence(process.wanted.host, process.run, body.instance),)
+    computed = moved or body.busy != process.busy
+    process = replace(process, busy=body.busy, busy_s=now_s if computed else process.busy_s, moves=body.moves)
     process = replace(process, stage=body.stage, proven=process.proven or body.proven, progress=body.progress)
     process = replace(process, instance=body.instance or process.instance, progress_s=now_s if moved else process.progress_s)
     falls_ill = not well and process.unwell_s is None
     process = replace(process, unwell_s=None if well else now_s if falls_ill else process.unwell_s)
     if body.ready:
-        return to(replace(process, was_ready=True), State.READY, "" if process.proven else body.stage, now_s), actions
+        process = replace(process, was_ready=True, ready_s=now_s if process.ready_s is None else process.ready_s)
+        return to(process, State.READY, "" if process.proven else body.stage, now_s), actions
+    process = unready(process, now_s)
     if falls_ill and process.was_ready:
         actions += (WakeAt(process.wanted.name, process.run, now_s + process.wanted.alive_s),)
     return to(process, State.STARTING, "", now_s), actions
 
 
 def overdue(process: Process, body: Body, now_s: float) -> Step:
-    """A start fails on no progress, not on age. What was ready has no progress left to make: it fails on being unwell."""
+    """A start fails on no progress, not on age. What was ready has no progress left to make: it fails on being unwell.
+
+    CPU time alone is a sign of life (kernels are compiled in silence), for BUSY_STALLS times as long and no longer: of ranks
+    that wait for each other in vain, each spins.
+    """
     want = process.wanted
     if process.was_ready and process.unwell_s is None:
         return process, ()
-    since_s, patience_s = (process.unwell_s, want.alive_s) if process.was_ready else (process.progress_s, want.stall_s)
-    assert since_s is not None
-    if now_s < since_s + patience_s:
-        return process, (WakeAt(want.name, process.run, since_s + patience_s),)
+    if process.unwell_s is not None and process.was_ready:
+        since_s, until_s = process.unwell_s, process.unwell_s + want.alive_s
+    else:
+        since_s = process.progress_s
+        until_s = min(max(since_s, process.busy_s) + want.stall_s, since_s + BUSY_STALLS * want.stall_s)
+    if now_s < until_s:
+        return process, (WakeAt(want.name, process.run, until_s),)
     if process.was_ready:
         # What is routed to it waits for ever; its drain would, too. It may be too far gone to hear SIGTERM.
         why = f"was ready, and for {now_s - since_s:.0f} s has not been: {process.stage}"
         end: tuple[Action, ...] = (Fence(want.host, process.run), Stop(want.host, process.run, min(want.term_s, WEDGED_TERM_S)))
     else:
-        why = f"no progress for {now_s - since_s:.0f} s while {process.stage or 'starting'}"
+        only = " but CPU time" if process.busy_s > since_s else ""
+        where = ": ".join(filter(None, (process.stage or "starting", process.moves)))
+        why = f"no progress{only} for {now_s - since_s:.0f} s while {where}"
         end = (Stop(want.host, process.run, want.term_s),)
     return to(replace(process, condemned=why), State.STOPPING, why, now_s), (Unwatch(want.name), *end)
 
@@ -274,7 +308,8 @@ def pending_gone(process: Process, body: Body, now_s: float) -> Step:
 def retold(process: Process, body: Body, now_s: float) -> Step:
     """Nothing new, but for a controller that only remembers it: its host tells more."""
     assert isinstance(body, RunState)
-    return replace(process, seen=body, tail=body.tail or process.tail), ()
+    process = replace(process, seen=body, tail=body.tail or process.tail)
+    return replace(process, evidence=_cause(process).evidence if process.last_exit else ()), ()
 
 
 def vanished(process: Process, body: Body, now_s: float) -> Step:
@@ -336,10 +371,10 @@ def at_rest(process: Process, state: RunState | None, now_s: float) -> Process:
     if state is None or state.exit is None or state.exit.asked or not process.up:
         last = state.exit if state else None
         return to(replace(process, up=False, last_exit=last), State.STOPPED, "", now_s)
-    cause = diagnose(state.exit, state.tail).text
-    detail = f": {state.exit}" if state.exit.message and state.exit.message not in cause else ""
-    process = replace(process, run=state.run, seen=state, last_exit=state.exit, tail=state.tail)
-    return to(process, State.FAILED, cause + detail, now_s)
+    cause = diagnose(state.exit, state.tail)
+    detail = f": {state.exit}" if state.exit.message and state.exit.message not in cause.text else ""
+    process = replace(process, run=state.run, seen=state, last_exit=state.exit, tail=state.tail, evidence=cause.evidence)
+    return to(process, State.FAILED, cause.text + detail, now_s)
 
 
 def step(process: Process, event: Event, body: Body, now_s: float) -> Step:

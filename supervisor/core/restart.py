@@ -22,7 +22,9 @@ class GiveUp:
 class RestartPolicy:
     """At most `budget` restarts within `window_s`; delays double from `first_delay_s` to `max_delay_s`.
 
-    A run that was healthy is replaced at once: waiting would only lengthen the outage.
+    A run that was healthy is replaced at once: waiting would only lengthen the outage. `always` never gives up: where
+    on_failure would, it goes on at the longest delay, also after what only a human can change. He may change it where nobody
+    tells us (a directory is mounted, a stranger leaves a GPU), and who chose `always` wants to find it running then.
     """
 
     policy: str = "on_failure"  # always | on_failure | never
@@ -33,17 +35,23 @@ class RestartPolicy:
 
     def decide(self, past_s: tuple[float, ...], now_s: float, cause: Cause, was_ready: bool, chance: float) -> Again | GiveUp:
         """`past_s`: when restarts happened; `chance` in 0..1 spreads a herd over ± 20 % of the delay."""
-        if cause.retry is Retry.NEVER:
-            return GiveUp(cause.text)
         if self.policy == "never":
-            return GiveUp(f"{cause.text}; its restart policy is never")
+            return GiveUp(cause.text if cause.retry is Retry.NEVER else f"{cause.text}; its restart policy is never")
         if not cause.own:
             return Again(0.0, cause.text)
         recent = [t for t in past_s if t > now_s - self.window_s]
+        spread = 0.8 + 0.4 * chance
+        over = cause.text if cause.retry is Retry.NEVER else ""
         if len(recent) >= self.budget:
-            return GiveUp(f"{cause.text}; {len(recent)} restarts within {self.window_s:g} s did not help")
+            over = over or f"{cause.text}; {len(recent)} restarts within {self.window_s:g} s did not help"
+        if over and self.policy != "always":
+            return GiveUp(over)
+        if over:
+            delay_s = self.max_delay_s * spread
+            return Again(delay_s, f"{over}; its restart policy is always, so again in {delay_s:.1f} s")
         which = f"{cause.text}; restart {len(recent) + 1} of {self.budget}"
         if cause.retry is Retry.AT_ONCE or (was_ready and not recent):
             return Again(0.0, which)
-        delay_s = min(self.first_delay_s * 2.0 ** len(recent), self.max_delay_s) * (0.8 + 0.4 * chance)
+        # The exponent is bounded: a budget of thousands is allowed, 2.0 ** 1024 is not.
+        delay_s = min(self.first_delay_s * 2.0 ** min(len(recent), 64), self.max_delay_s) * spread
         return Again(delay_s, f"{which} in {delay_s:.1f} s")

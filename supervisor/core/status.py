@@ -103,8 +103,12 @@ def _process(p: Process, out: bool, wall: Wall) -> ProcessStatus:
     }
     if p.stage:
         made["stage"] = p.stage
+    if p.moves and p.state is State.STARTING:
+        made["moves"] = p.moves
     if p.state in SHOWS_TAIL and p.tail:
         made["log_tail"] = p.tail.splitlines()[-TAIL_LINES:]
+    if p.evidence and (p.state in SHOWS_TAIL or p.restarts) and p.state is not State.READY:
+        made["evidence"] = list(p.evidence)
     if seen and seen.notes:
         made["notes"] = list(seen.notes)
     if seen and seen.stop_step and seen.stop_until_ms:

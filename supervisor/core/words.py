@@ -27,3 +27,10 @@ def listing(names: Sequence[str], most: int = 4) -> str:
     if len(names) > most:
         return f"{', '.join(names[: most - 1])} and {len(names) - most + 1} more"
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def size(count: int) -> str:
+    """Of bytes: 410 MB · 12.3 GB · 410 GB."""
+    if count < 10**9:
+        return f"{count / 10**6:.0f} MB"
+    return f"{count / 10**9:.1f} GB" if count < 10**11 else f"{count / 10**9:.0f} GB"

@@ -13,6 +13,7 @@ Files:
                 facts.py    what a host says of itself         tail.py     stream a log over a channel of its own
                 runstate.py how a run is told                  http.py     one HTTP request without blocking the link
                 watches.py  ask again and again, tell what is new
+                loading.py  what moves of a run that starts
                 questions.py one question, one answer: for doctor, eject and survey
     a run       spawn.py    the start protocol, step by step   birth.py    a keeper begins: a new run, or an abandoned one
                 keeper.py   the loop that owns one run         rundir.py   what is on disk, versioned
@@ -22,6 +23,7 @@ Files:
                 roster.py   who was seen, for the heir         shm.py      what it leaves in /dev/shm
     its end     ladder.py   how a stop escalates (pure)        ending.py   carrying that out, and proving nobody is left
                 fence.py    out of Dynamo's routing, at once   fencing.py  when, and how often
+                postmortem.py  what the kernel knows of an end
     its GPUs    lending.py  clean, its own, given back         gpus.py     what a look shows, and what follows (pure)
                 nvml.py     the only file that knows pynvml    holders.py  who holds a GPU, by /proc
                 doctor.py   who is on them, and orphans ended  owners.py   which process is of which run

@@ -50,6 +50,14 @@ class Cgroup:
         except OSError:
             return False
 
+    def oom_kills(self) -> Optional[int]:
+        """How many inside the kernel has killed for lack of memory; None where no memory controller counts them."""
+        try:
+            with open(os.path.join(self.path, "memory.events")) as file:
+                return next((int(line.split()[1]) for line in file if line.startswith("oom_kill ")), None)
+        except OSError:
+            return None
+
     def kill(self) -> None:
         """SIGKILL everybody inside, frozen first: who is frozen cannot fork away from us."""
         self._write("cgroup.freeze", "1")

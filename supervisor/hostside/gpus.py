@@ -16,6 +16,7 @@ deadline (aside.py): NVML hangs when a card does. It never raises; `Look.error` 
     foreign(look, uuids, ours)           -> the strangers on them; furniture (Xorg, MPS, dcgm …) is none
     proof(look, tree, uuids, before)     -> ("proved" | "refuted" | "cannot tell" | "", why); "" = nothing of it on any GPU yet
     baseline(look, uuids)                -> {uuid: MiB in use that no listed process accounts for}; taken before the run
+    ailing(look, ecc_errors)             -> what is wrong with cards, "" when nothing shows
     owed(baseline, look, ours)           -> why the memory is not back yet, "" when it is; `returned` = not owed
     Gpu.free_mib                         -> None where NVML does not say
 """
@@ -55,6 +56,7 @@ class Gpu(NamedTuple):
     card: str = ""
     listed: bool = True  # False: it does not tell who computes on it
     error: str = ""  # it could not be asked; whatever it answered before that stands
+    ecc_errors: Optional[int] = None  # uncorrected, since the driver was loaded
     # What only a wide look asks; None, [] if it is not known, and where NVML had a reason for that it is in `unsaid`.
     claim: Optional[Dict[str, Any]] = None  # of the run that holds it; {}: its holder does not say who it is
     numa: Optional[int] = None  # the NUMA node it is nearest to
@@ -227,7 +229,8 @@ def told(look: Look) -> Dict[str, Any]:
 def _gpu(index: int, raw: Dict[str, Any]) -> Gpu:
     holders = raw.get("holders")
     return Gpu(index, raw.get("uuid", ""), raw.get("name", ""), raw.get("total_mib"), raw.get("used_mib"),
-               tuple(Holder(**h) for h in holders or ()), listed=holders is not None, claim=raw.get("claim"))  # fmt: skip
+               tuple(Holder(**h) for h in holders or ()), listed=holders is not None, claim=raw.get("claim"),
+               ecc_errors=raw.get("ecc_errors"))  # fmt: skip
 
 
 # --- what follows -------------------------------------------------------------------------------------------------------
@@ -317,6 +320,22 @@ def owed(baseline: Dict[str, int], look: Look, ours: Collection[int]) -> str:
         if now is not None and now > before + SLACK_MIB:
             return "%s has %d MiB in use by nobody, %d before the run" % (gpu, now, before)
     return ""
+
+
+def ailing(look: Look, ecc_errors: Dict[str, Optional[int]]) -> str:
+    """What is wrong with these cards, as a sentence; "" if nothing shows. `ecc_errors`: of each, as they were before."""
+    if look.error:
+        return look.error
+    found = []
+    for uuid, before in ecc_errors.items():
+        gpu = look.find(uuid)
+        if gpu is None:
+            found.append("%s is not there any more" % uuid)
+        elif gpu.error:
+            found.append("%s: %s" % (gpu, gpu.error))
+        elif before is not None and gpu.ecc_errors is not None and gpu.ecc_errors > before:
+            found.append("%s had %d uncorrected memory errors (ECC) meanwhile" % (gpu, gpu.ecc_errors - before))
+    return "; ".join(found)
 
 
 def returned(baseline: Dict[str, int], look: Look, ours: Collection[int]) -> bool:

@@ -16,7 +16,7 @@ import signal
 import socket
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
-from . import claims, gpus, ladder, leaving, procfs, pump, roster, scope, spawn
+from . import claims, gpus, ladder, leaving, postmortem, procfs, pump, roster, scope, spawn
 from .cgroup import Cgroup
 from .draining import Draining
 from .ending import Ending
@@ -26,7 +26,7 @@ from .output import Output
 from .reactor import READ, Lines, Reactor
 from .roster import Roster
 from .rundir import Run
-from .runstate import close_unborn, fence_target, run_state, title, unlink_channels, wall_ms
+from .runstate import close_unborn, fence_target, run_state, title, unlink_channels, wall_ms, with_signs
 from .shm import Segments
 from .tree import Tree, become_subreaper, pidfd_open
 
@@ -60,6 +60,7 @@ class Keeper:
         )
         began = ladder.Ladder(term_s=float(spec.get("term_s", 30.0)), gpus=bool(held.gpus))
         self.ending = Ending(self.reactor, self.tree, began, self._reap, self._entered)
+        self.kills = postmortem.Kills()
         self.exit: Optional[Dict[str, Any]] = run.record("exit.json")
         fenced = (self.exit or {}).get("fenced")
         target = fence_target(spec, record, auth)
@@ -98,6 +99,7 @@ class Keeper:
         elif self.heir:
             self._watch_leader()
         self.roster.begin(self.reactor)
+        self.reactor.every(postmortem.LOOK_S, self.kills.look)
         self.lending.watch()
         self._reap()
         self.reactor.run()
@@ -117,7 +119,8 @@ class Keeper:
         stuck = self.ending.step in (ladder.STUCK, ladder.GPU_HELD)
         phase = "gone" if self.gone else "stuck" if stuck else "ended" if self.exit else "running"
         stop = self.ending.told(self.lending.owed, self.draining.inflight if self.draining else None)
-        return run_state(self.run, self.spec, self.record, self.exit, phase, stop=stop, fenced=self.fencing.result,
+        ended = with_signs(self.exit, self.lending.signs)
+        return run_state(self.run, self.spec, self.record, ended, phase, stop=stop, fenced=self.fencing.result,
                          notes=self.notes, heir=self.heir, asked=self.asked, gpus=self.lending.told(),
                          gpu_note=self.lending.why, events=self.run.events.newest, terminated=self.terminated)  # fmt: skip
 
@@ -216,6 +219,9 @@ class Keeper:
         else:
             code = os.WEXITSTATUS(status)
         self.exit = {"code": code, "signal": sig, "at": at, "asked": self.asked, "cause": cause, "fenced": self.fencing.result}
+        signs = self.kills.signs(self.tree.group)
+        if signs:
+            self.exit["signs"] = signs
         if self.failing is not None:
             self.exit["cause"], self.exit["message"] = self.failing
         self.run.write("exit.json", self.exit)
@@ -273,7 +279,7 @@ class Keeper:
         for sock in self.held.claims:
             sock.close()
         self.held.listener.close()
-        gone = {"at": wall_ms(), "notes": self.notes, "fenced": self.fencing.result}
+        gone = {"at": wall_ms(), "notes": self.notes, "fenced": self.fencing.result, "signs": self.lending.signs}
         try:
             self.run.write("gone.json", gone)
         except OSError:

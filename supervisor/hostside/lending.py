@@ -9,7 +9,7 @@ to come back. A run that leaves more behind than it found is not over.
 
 from __future__ import annotations
 
-from typing import Any, Callable, Collection, Dict, List, NamedTuple, Union
+from typing import Any, Callable, Collection, Dict, List, NamedTuple, Optional, Union
 
 from . import gpus
 from .holders import ELSEWHERE
@@ -39,11 +39,13 @@ class Lent(NamedTuple):
     index: int  # type: ignore[assignment]  # tuple.index: nobody misses it
     uuid: str
     before_mib: int  # in use by nobody, before the run
+    ecc_errors: Optional[int] = None  # uncorrected since the driver was loaded, before the run
 
 
 def recorded(record: Dict[str, Any]) -> List[Lent]:
     """The GPUs that a run's record names."""
-    return [Lent(one["index"], one["uuid"], one["before_mib"]) for one in record.get("gpus", ())]
+    told = record.get("gpus", ())
+    return [Lent(one["index"], one["uuid"], one["before_mib"], one.get("ecc_errors")) for one in told]
 
 
 def take(wanted: List[Union[int, str]], free: float, hold: Callable[[str], None]) -> List[Lent]:
@@ -72,7 +74,7 @@ def take(wanted: List[Union[int, str]], free: float, hold: Callable[[str], None]
         if gpu.free_mib is not None and gpu.total_mib is not None and gpu.free_mib < free * gpu.total_mib:
             told = "%s has %d of %d MiB free, %d wanted" % (gpu, gpu.free_mib, gpu.total_mib, free * gpu.total_mib)
             raise Unfit("gpu", told)
-        lent.append(Lent(gpu.index, uuid, before.get(uuid, 0)))
+        lent.append(Lent(gpu.index, uuid, before.get(uuid, 0), gpu.ecc_errors))
     return lent
 
 
@@ -97,6 +99,7 @@ class Lending:
         self._giving_back = False
         self.proof, self.why = "", ""  # proved, refuted, cannot tell; "" = nothing of it is on any GPU yet
         self.owed = ""  # what is not back, as a sentence
+        self.signs: Dict[str, str] = {}  # what was wrong with them when its tree had ended, as `postmortem` has it
 
     def told(self) -> List[Dict[str, Any]]:
         return [{"index": one.index, "uuid": one.uuid, "proof": self.proof} for one in self.lent]
@@ -144,6 +147,9 @@ class Lending:
     def _weigh(self, look: gpus.Look) -> None:
         # Nobody of the tree lives, and nobody else was on them before: who is listed and does not exist is ours.
         dead = [h.pid for gpu in look.gpus if gpu.uuid in self._before for h in gpu.holders if h.seen == ELSEWHERE]
+        if not self.signs:
+            wrong = gpus.ailing(look, {one.uuid: one.ecc_errors for one in self.lent})
+            self.signs = {"gpu": wrong} if wrong else {}
         was, self.owed = self.owed, gpus.owed(self._before, look, dead)
         self._same = 0 if self.owed else self._same + 1
         if self._same >= SAMPLES:

@@ -24,6 +24,7 @@ from . import VERSION, birth, burial, facts, gpus, http, lead, leaving, logout, 
 from .dial import dial, stalled
 from .discovery import Discovery
 from .lead import Holder
+from .loading import GpuLooks, Loading
 from .reactor import Lines, Reactor
 from .rundir import Run
 from .runstate import finished_state, run_state, wall_ms
@@ -67,6 +68,7 @@ class Link:
         reactor.on_signals({signal.SIGCHLD: self._reap, signal.SIGTERM: self._terminated, signal.SIGHUP: reactor.stop})
         self.line = Lines(reactor, 0, 1, self._received, reactor.stop)
         self.watches = Watches(reactor.after, self.line.send)
+        self.gpu_looks = GpuLooks(reactor)
         reactor.every(1.0, self._watch_silence)
         reactor.every(1.0, self._watch_leaving)
 
@@ -352,11 +354,20 @@ class Link:
         return None if state is None else Run(self.base, self.deployment, state["process"], state["run"])
 
     def _begin_watch(self, message: Dict[str, Any]) -> None:
-        def log(done: Callable[[Dict[str, Any]], None]) -> None:
-            run = self._run(message)
-            done({"end": pump.Log(run.file("log")).end() if run else 0})
+        if "run" not in message:
+            return self.watches.begin(message, lambda done: http.ask(self.reactor, message, done))
+        loads: List[Loading] = []  # from when the run is known
 
-        self.watches.begin(message, log if "run" in message else lambda done: http.ask(self.reactor, message, done))
+        def look(done: Callable[[Dict[str, Any]], None]) -> None:
+            run = None if loads else self._run(message)
+            if run is not None:
+                loads.append(Loading(run, self.gpu_looks))
+            if loads:
+                loads[0].look(done)
+            else:
+                done({"end": 0})
+
+        return self.watches.begin(message, look)
 
     def _dial(self, message: Dict[str, Any]) -> None:
         doors = [(str(host), int(port)) for host, port in message["to"]]

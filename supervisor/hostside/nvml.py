@@ -128,6 +128,11 @@ def _ask(nvml: Any, handle: Any, device: Dict[str, Any]) -> None:
     memory = _perhaps(nvml, lambda: nvml.nvmlDeviceGetMemoryInfo(handle))  # v1: used + free = total, as nvidia-smi has it
     if memory is not None:
         device["total_mib"], device["used_mib"] = memory.total >> 20, memory.used >> 20
+    # Of a slice it is the card's, and not to be had. A question that fails costs its own answer only.
+    try:
+        device["ecc_errors"] = _perhaps(nvml, lambda: _ecc_errors(nvml, handle))
+    except nvml.NVMLError:
+        device["ecc_errors"] = None
 
 
 def _slices(nvml: Any, handle: Any) -> List[Any]:
@@ -186,7 +191,6 @@ def _handles(nvml: Any, cards: List[Dict[str, Any]]) -> Iterator[Tuple[int, Any]
 
 
 def _questions(nvml: Any, handle: Any, handles: Dict[int, Any]) -> Dict[str, Callable[[], Any]]:
-    errors = (nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nvml.NVML_VOLATILE_ECC)
     return {
         "numa": lambda: _numa(nvml, handle),
         "nvlink": lambda: _nvlink(nvml, handle, handles),
@@ -195,8 +199,14 @@ def _questions(nvml: Any, handle: Any, handles: Dict[int, Any]) -> Dict[str, Cal
         "power_w": lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1000,
         "power_limit_w": lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000,
         "ecc": lambda: bool(nvml.nvmlDeviceGetEccMode(handle)[0]),
-        "ecc_errors": lambda: nvml.nvmlDeviceGetTotalEccErrors(handle, *errors),  # uncorrected, since the driver was loaded
+        "ecc_errors": lambda: _ecc_errors(nvml, handle),
     }
+
+
+def _ecc_errors(nvml: Any, handle: Any) -> int:
+    """Uncorrected, since the driver was loaded."""
+    kind = (nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nvml.NVML_VOLATILE_ECC)
+    return int(nvml.nvmlDeviceGetTotalEccErrors(handle, *kind))
 
 
 def _numa(nvml: Any, handle: Any) -> Optional[int]:

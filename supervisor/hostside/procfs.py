@@ -34,6 +34,30 @@ def read(pid: int) -> Optional[Process]:
     return Process(pid, int(fields[19]), int(fields[1]), int(fields[3]), fields[0].decode(), int(fields[17]))
 
 
+class Usage(NamedTuple):
+    start: int
+    read: int  # bytes: by read(2) and the like, or from disk, as for what is mapped, whichever is more
+    ticks: int  # of CPU; both with those of children that it has waited for
+
+
+def usage(pid: int) -> Optional[Usage]:
+    """What a process has used so far; None if there is none. Of another user's the bytes are not to be had: 0."""
+    try:
+        with open("/proc/%d/stat" % pid, "rb") as file:
+            stat = file.read()
+    except OSError:
+        return None
+    fields = stat[stat.rindex(b")") + 2 :].split()
+    counts: Dict[bytes, int] = {}
+    try:
+        with open("/proc/%d/io" % pid, "rb") as file:
+            counts = {key: int(count) for key, _, count in (line.partition(b": ") for line in file.read().splitlines())}
+    except OSError:
+        pass
+    read = max(counts.get(b"rchar", 0), counts.get(b"read_bytes", 0))
+    return Usage(int(fields[19]), read, sum(int(field) for field in fields[11:15]))
+
+
 def alive(pid: int, start: int) -> bool:
     """True while exactly this process runs; a zombie does not."""
     found = read(pid)

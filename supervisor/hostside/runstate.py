@@ -9,7 +9,9 @@ from typing import Any, Dict, Optional
 from . import cgroup, events, lending, procfs, pump, spawn
 from .rundir import Run
 
-TAIL_BYTES = 4096  # of its log are told with a run that is over
+# Of its log, told with a run that is over: a Dynamo worker that shuts down writes 8 kB after the line that says why, and vLLM's
+# leader a traceback of 5 kB after its engine's.
+TAIL_BYTES = 16384
 
 
 def wall_ms() -> int:
@@ -60,7 +62,13 @@ def finished_state(run: Run) -> Dict[str, Any]:
         # Nobody could tell then: of a plain init the first that shows is that everything on it gets SIGTERM.
         ended = dict(ended, cause="shutdown", message="its keeper was sent SIGTERM, and its host was started again after that")
     fenced = gone.get("fenced") or (ended or {}).get("fenced")
+    ended = with_signs(ended, gone.get("signs", {}))
     return run_state(run, spec, born, ended, "gone", notes=gone.get("notes", []), fenced=fenced)
+
+
+def with_signs(ended: Optional[Dict[str, Any]], more: Dict[str, str]) -> Optional[Dict[str, Any]]:
+    """An exit with what was seen only after it was recorded."""
+    return ended if ended is None or not more else dict(ended, signs=dict(ended.get("signs", {}), **more))
 
 
 def close_unborn(run: Run, held: Optional[spawn.Held], why: str, cause: str = "start") -> Dict[str, Any]:

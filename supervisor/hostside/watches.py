@@ -2,7 +2,8 @@
 
 In:  {"op": "watch", "id", "every_s", "patience", "at_most_s", and either what `http` takes and "steady", or "run"}
      {"op": "unwatch", "id"}
-Out: {"news": id, "status", "body", "error"}, or of a run {"news": id, "end": of its log}: the first, then each that differs
+Out: {"news": id, "status", "body", "error"}, or of a run {"news": id, …} as in loading.py: the first, then each that
+     differs
 
 Between two looks `every_s` goes by; later `patience`, a part of how long it has been watched, up to `at_most_s`: what loads for
 minutes is not asked ten times a second. `steady` is a regular expression; what it matches in a body makes no difference

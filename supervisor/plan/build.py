@@ -17,6 +17,7 @@ from supervisor.kinds.base import given
 from supervisor.plan import checks
 from supervisor.plan.place import Ask, Seat
 from supervisor.spec import Deployment, Host, Inventory, Model
+from supervisor.spec.deployment import Restart
 from supervisor.spec.gpus import placed, size
 from supervisor.spec.gpus import seats as seats_by_hand
 
@@ -192,7 +193,7 @@ def _processes(deployment: Deployment, plan: Plan, seats: Mapping[str, Seat]) ->
         synced[SYNC] = True
     for replica, (host, port) in enumerate(front.seats):
         options = {"port": port, "bind": front.bind or addresses[host], "args": synced, "extra_args": front.extra_args}
-        yield _process("frontend", "frontend", host, replica, options, front.env)
+        yield _process("frontend", "frontend", host, replica, options, front.env, policy=_policy(front.restart))
     for index, model in enumerate(deployment.models):
         checks.owned(f"models[{index}]", model.engine, model.args, model.extra_args)
         for replica in range(model.replicas):
@@ -210,6 +211,10 @@ def _standing_in(model: Model, seats: Mapping[str, Seat]) -> Iterator[tuple[int,
             yield int(number), seat.stands_in
 
 
+def _policy(restart: Restart) -> RestartPolicy:
+    return RestartPolicy(restart.policy, restart.budget, restart.window)
+
+
 def _routes_by_kv(args: Mapping[str, object]) -> bool:
     """Whether the router listens to what workers tell of their caches."""
     return args.get("router_mode") == "kv" and args.get("router_kv_events") is not False
@@ -225,12 +230,11 @@ def _worker(model: Model, replica: int, kv_events: bool, replaces: str = "") -> 
     }
     if model.engine == "vllm":
         options["kv_events"] = kv_events
-    policy = RestartPolicy(model.restart.policy, model.restart.budget, model.restart.window)
     # Spread, either way: one host's death takes as few replicas as possible.
     host, own = seats_by_hand(model)[replica] if model.gpus else (model.hosts[replica % len(model.hosts)], ())
     needs = (model.model,) if model.model.startswith("/") else ()
     made = _process(model.name, model.engine, host, replica, options, model.env, needs=needs, served_as=model.served_as,
-                    policy=policy, drain_s=model.stop.drain, term_s=model.stop.term, stall_s=model.ready.stall,
+                    policy=_policy(model.restart), drain_s=model.stop.drain, term_s=model.stop.term, stall_s=model.ready.stall,
                     gpus=own)  # fmt: skip
     lost_after_s = model.lost_after if model.on_lost == "replace" else None
     return replace(made, wanted=replace(made.wanted, replaces=replaces, lost_after_s=lost_after_s))

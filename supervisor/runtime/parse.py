@@ -75,6 +75,7 @@ def ended(said: Mapping[str, Any]) -> Exit:
         cause=said.get("cause", ""),
         message=said.get("message", ""),
         fenced_ms=(said.get("fenced") or {}).get("at"),
+        signs=tuple(sorted((str(what), str(told)) for what, told in said.get("signs", {}).items())),
     )
 
 

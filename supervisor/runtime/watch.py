@@ -12,6 +12,7 @@ import anyio
 
 from supervisor.core.cordon import Aside
 from supervisor.core.facts import Fact, Probed
+from supervisor.core.words import size
 from supervisor.errors import HostUnreachable
 from supervisor.probes import ask, judge, proof, view
 from supervisor.probes.ask import HttpRequest
@@ -23,7 +24,10 @@ from supervisor.runtime.views import FRESH_S, READY_S, FrontendView, Fronts
 STARTING_S = 0.1  # between two looks at what is not ready, at first
 PATIENCE = 0.05  # later this part of what it has taken so far: hundreds that load for minutes are not asked ten times a second
 STARTING_MAX_S = 1.0
-PROGRESS_S, PROGRESS_MAX_S = 1.0, 10.0  # between two looks at its log: a tenth of the time after which a start is a failure
+PROGRESS_S, PROGRESS_MAX_S = (
+    1.0,
+    10.0,
+)  # between two looks at how it loads: a tenth of the time after which a start is a failure
 AGAIN_S = 1.0  # what only waits for others says so again: while it does, no time without progress goes by
 COMPLETION_S = 30.0
 UPTIME = r'"uptime": *\{[^}]*\}'  # moves in every answer of a worker
@@ -61,6 +65,27 @@ class Subject:
 
 
 @dataclass(frozen=True, slots=True)
+class Moved:
+    """What of one that loads has moved so far, as its host tells it (`hostside/loading.py`)."""
+
+    end: int = 0  # of its log
+    read: int = 0
+    cpu_s: int = 0
+    gpu_mib: int = 0
+
+    @property
+    def progress(self) -> int:
+        """Another whenever one of them is, but for CPU time."""
+        return self.end + self.read + (self.gpu_mib << 20)
+
+    def __str__(self) -> str:
+        read = f"{size(self.read)} read" if self.read else ""
+        gpus = f"{size(self.gpu_mib << 20)} on its GPUs" if self.gpu_mib else ""
+        cpu = f"{self.cpu_s} s of CPU" if self.cpu_s else ""
+        return ", ".join(filter(None, (read, gpus, cpu)))
+
+
+@dataclass(frozen=True, slots=True)
 class Found:
     stage: str
     ready: bool = False
@@ -90,7 +115,7 @@ class _Watch:
         self._subject, self._tell = subject, tell
         self._last = Found("started", confirmed=subject.was_ready, served=subject.was_ready)
         self._word: tuple[int, bytes] | None = None  # its own, the newest
-        self._progress = 0
+        self._moved = Moved()
         self._told: Probed | None = None
         self._told_s = 0.0
         self._rung = anyio.Event()
@@ -107,7 +132,7 @@ class _Watch:
                 if loading != self._loading:
                     loading, began_s = self._loading, anyio.current_time()
                     if loading:
-                        log.enter_context(link.watching(self._log(), self._grown))
+                        log.enter_context(link.watching(self._load(), self._grown))
                     else:
                         log.close()
                 if calm != (self._last.well or self._last.ready):
@@ -145,7 +170,8 @@ class _Watch:
     async def _say(self) -> None:
         last, now_s = self._last, anyio.current_time()
         found = Probed(self._subject.process, self._subject.run, last.stage, last.ready, well=last.well, proven=last.proven,
-                       instance=last.instance, progress=self._progress)  # fmt: skip
+                       instance=last.instance, progress=self._moved.progress, busy=self._moved.cpu_s,
+                       moves=str(self._moved) if self._loading else "")  # fmt: skip
         if found != self._told or (last.well and not last.ready and now_s - self._told_s >= AGAIN_S):
             self._told, self._told_s = found, now_s
             await self._tell(found)
@@ -157,7 +183,7 @@ class _Watch:
         pace = {"every_s": READY_S} if calm else {"every_s": STARTING_S, "patience": PATIENCE, "at_most_s": STARTING_MAX_S}
         return {**self._subject.link.asking(self._subject.address, port, request, 2.0), **pace, "steady": UPTIME}
 
-    def _log(self) -> Mapping[str, object]:
+    def _load(self) -> Mapping[str, object]:
         return {"run": self._subject.run, "every_s": min(max(self._subject.stall_s / 10, PROGRESS_S), PROGRESS_MAX_S)}
 
     def _heard(self, said: Mapping[str, Any]) -> None:
@@ -165,7 +191,7 @@ class _Watch:
         self._ring()
 
     def _grown(self, said: Mapping[str, Any]) -> None:
-        self._progress = int(said["end"])
+        self._moved = Moved(*(int(said.get(name, 0)) for name in ("end", "read", "cpu_s", "gpu_mib")))
         self._ring()
 
     def _ring(self) -> None:

@@ -48,7 +48,11 @@ from supervisor.spec.words import (
 
 
 class Restart(Section):
-    """When to try again: at most `budget` restarts within `window` seconds, then the process is `failed`."""
+    """When to try again: at most `budget` restarts within `window` seconds, then the process is `failed` until `noray start`.
+
+    on_failure: after any end that nobody asked for, unless only a human can change its cause. always: and never give up, at the
+    longest delay. never: not at all.
+    """
 
     policy: Annotated[Literal["always", "on_failure", "never"], Says("always, on_failure or never")] = "on_failure"
     budget: Count = 5
@@ -63,7 +67,10 @@ class Stop(Section):
 
 
 class Ready(Section):
-    """When a start has failed: after `stall` seconds without any progress, however long it takes in all."""
+    """When a start has failed: after `stall` seconds without any progress, however long it takes in all.
+
+    Progress is what it writes, reads, and fills on its GPUs. One that only computes is given four times as long.
+    """
 
     stall: Span = 300.0
 
@@ -121,6 +128,7 @@ class Frontend(Section):
     args: Args = Field(default_factory=dict)
     extra_args: tuple[Text, ...] = ()
     env: Env = Field(default_factory=dict)
+    restart: Restart = Restart()
 
     @property
     def seats(self) -> tuple[tuple[str, int], ...]:

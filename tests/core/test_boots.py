@@ -93,7 +93,7 @@ def test_what_is_stopped_by_hand_or_has_failed_stays_so_over_a_reboot() -> None:
     world = up(wanted(), wanted("qwen-1"))
     world.asked("qwen-0", up=False)
     world.ends()
-    world.ends(exited(2), "qwen-1", tail="error: unrecognized arguments")
+    world.ends(exited(None, cause="missing"), "qwen-1")
     world.lost()
     gone = [run_state(world[name].run, Phase.GONE, name, exit=world[name].last_exit) for name in world.states]
     assert boots(world, "b2", *gone) == []

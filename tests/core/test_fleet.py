@@ -220,7 +220,7 @@ def test_an_end_is_counted_once_over_a_lost_line() -> None:
 
 def test_a_failed_one_stays_failed_whatever_its_line_does() -> None:
     world = up()
-    world.ends(exited(2), tail="error: unrecognized arguments")
+    world.ends(exited(None, cause="missing"))
     world.lost()
     assert not asks(world.found(run_state(world.run, Phase.GONE, exit=exited(2))))
     assert world.state == "failed"
@@ -251,7 +251,7 @@ def test_a_host_that_never_answered_is_unknown_and_its_processes_start_once_it_d
 def test_an_adopted_run_carries_nothing_over_from_the_one_before() -> None:
     world = up()
     world.ready(instance="77")
-    world.ends(exited(2), tail="error: unrecognized arguments")
+    world.ends(exited(None, cause="missing"))
     world.lost()
     world.found(run_state("0other", pid=None))
     p = world["qwen-0"]
@@ -376,7 +376,7 @@ def test_what_is_not_there_is_forgotten_at_once(how: str) -> None:
     world = up(FRONT, WORKER_0) if how in ("failed", "backoff") else World()
     world.plan(FRONT, WORKER_0)
     if how == "failed":
-        world.ends(exited(2), tail="error: unrecognized arguments")
+        world.ends(exited(None, cause="missing"))
     elif how == "backoff":
         world.ends()
     elif how == "never-reached":

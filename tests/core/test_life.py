@@ -7,11 +7,14 @@ from typing import Any
 import pytest
 
 from supervisor.core.actions import Action, Fence, Spawn, Stop, TellFence, Unwatch, WakeAt, Watch
+from supervisor.core.diagnosis import Cause, Retry
+from supervisor.core.exit import Exit
 from supervisor.core.facts import Due, Phase, Probed, Told
 from supervisor.core.ids import run_id
 from supervisor.core.known import Fleet
 from supervisor.core.process import State
-from supervisor.core.restart import RestartPolicy
+from supervisor.core.restart import Again, RestartPolicy
+from supervisor.core.status import status
 from tests.core.world import World, asks, exited, run_state, spawns, stops, up, wanted
 
 
@@ -179,10 +182,117 @@ def test_wrong_arguments_are_not_tried_again() -> None:
     assert world.state == "failed"
 
 
-def test_never_means_never() -> None:
+@pytest.mark.parametrize("ended", [exited(0), exited(1), exited(None, 9), exited(None, cause="disk")])
+def test_never_means_never(ended: Exit) -> None:
     world = up(wanted(restart=RestartPolicy("never")))
-    world.ends(exited(0))
+    world.ends(ended)
     assert world.state == "failed"
+    assert "never" in world["qwen-0"].reason
+    world.now_s = 1e6
+    assert not spawns(world.due())
+    assert spawns(world.asked("qwen-0", up=True)) == ["qwen-0"], "until somebody says so"
+
+
+def test_always_never_gives_up_and_goes_on_at_the_longest_delay() -> None:
+    world = World()
+    world.plan(wanted(restart=RestartPolicy("always", max_delay_s=30.0)))
+    world.found()
+    delays = crash_until_it_gives_up(world)
+    assert (len(delays), world.state) == (50, "starting")
+    for delay, middle in zip(delays, [1, 2, 4, 8, 16] + [30] * 45, strict=True):
+        assert 0.8 * middle <= delay <= 1.2 * middle
+    world.ends()
+    assert "restarts within 600 s did not help; its restart policy is always, so again in" in world["qwen-0"].reason
+
+
+def test_always_tries_what_only_a_human_can_change_and_at_the_longest_delay() -> None:
+    world = World()
+    world.plan(wanted(restart=RestartPolicy("always", max_delay_s=30.0)))
+    world.found()
+    for _ in range(20):
+        world.told(Phase.GONE, exit=exited(None, cause="missing", message="/models/x does not exist"), pid=None)
+        assert world.state == "backoff"
+        assert world["qwen-0"].next_attempt_s - world.now_s >= 24.0
+        world.now_s = world["qwen-0"].next_attempt_s
+        assert spawns(world.due()) == ["qwen-0"]
+
+
+def test_always_does_not_spin_on_what_is_tried_at_once() -> None:
+    world = World()
+    world.plan(wanted(restart=RestartPolicy("always", budget=2)))
+    world.found()
+    delays = []
+    for _ in range(4):
+        world.runs()
+        world.ends(exited(1), tail="OSError: [Errno 98] Address already in use\n")
+        delays.append(world["qwen-0"].next_attempt_s - world.now_s)
+        world.now_s = world["qwen-0"].next_attempt_s
+        world.due()
+    assert delays[:2] == [0.0, 0.0]
+    assert min(delays[2:]) >= 24.0
+
+
+def test_a_large_budget_is_no_overflow() -> None:
+    decided = RestartPolicy(budget=10_000, window_s=1e7).decide((1.0,) * 2000, 2.0, Cause("x", Retry.BACKOFF), False, 0.5)
+    assert isinstance(decided, Again)
+    assert decided.delay_s == 30.0
+
+
+# --- a healthy spell -----------------------------------------------------------------------------------------------------
+
+
+def crashed_twice(window_s: float = 600.0) -> World:
+    """And ready again."""
+    world = up(wanted(restart=RestartPolicy(window_s=window_s)))
+    for _ in range(2):
+        world.ends()
+        world.now_s = world["qwen-0"].next_attempt_s
+        world.due()
+        world.runs()
+    world.ready()
+    assert world["qwen-0"].restarts == 2
+    return world
+
+
+def test_who_was_ready_for_a_whole_window_is_counted_anew() -> None:
+    world = crashed_twice()
+    world.now_s += 600.0
+    assert WakeAt("qwen-0", world.run, world.now_s) in world.ends()
+    assert world["qwen-0"].restarts == 1
+    assert "restart 1 of 5" in world["qwen-0"].reason
+
+
+def test_nor_is_a_hang_after_a_healthy_spell_the_third_crash() -> None:
+    world = crashed_twice()
+    world.now_s += 600.0
+    ill(world, world.now_s)
+    world.now_s += 300.0
+    world.due()
+    world.ends(exited(0, asked=True))
+    assert (world.state, world["qwen-0"].restarts) == ("backoff", 1)
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_shorter_spell_or_one_with_a_break_is_none(broken: bool) -> None:
+    world = crashed_twice()
+    world.now_s += 599.0
+    if broken:
+        ill(world, world.now_s, well=True)  # its frontend was away for a moment
+        world.ready()
+        world.now_s += 599.0
+    world.ends()
+    assert world["qwen-0"].restarts == 3
+
+
+def test_a_long_start_is_no_healthy_spell() -> None:
+    world = crashed_twice()
+    world.ends()
+    world.now_s = world["qwen-0"].next_attempt_s
+    world.due()
+    world.runs()
+    world.now_s += 1200.0
+    world.ends()
+    assert world["qwen-0"].restarts == 4
 
 
 # --- stale facts ---------------------------------------------------------------------------------------------------------
@@ -259,6 +369,53 @@ def test_progress_of_any_kind_keeps_a_start_alive(what: str) -> None:
         probe(world, turn if what == "bytes" else 0, "loading" if what == "bytes" else f"stage {turn}")
         assert not stops(world.due())
     assert world.state == "starting"
+
+
+@pytest.mark.parametrize("moves", [True, False])
+def test_who_only_computes_is_given_longer_and_not_for_ever(moves: bool) -> None:
+    """Kernels are compiled in silence for many minutes; of ranks that wait for each other in vain, each spins."""
+    world = World()
+    world.plan(wanted(stall_s=100.0))
+    world.found()
+    world.runs()
+    ended_s = 0.0
+    for turn in range(1, 11):
+        world.now_s = 50.0 * turn
+        world.tell(Probed("qwen-0", world.run, "loading", ready=False, busy=turn if moves else 1, moves=f"{turn} s of CPU"))
+        if stops(world.due()):
+            ended_s = world.now_s
+            break
+    first_s = 50.0  # a stage: progress
+    assert ended_s == first_s + (400.0 if moves else 100.0)
+    assert ("no progress but CPU time for 400 s while loading: 9 s of CPU" in world["qwen-0"].reason) == moves
+
+
+def test_once_it_moves_again_it_may_compute_anew() -> None:
+    world = World()
+    world.plan(wanted(stall_s=100.0))
+    world.found()
+    world.runs()
+    for turn in range(1, 40):
+        world.now_s += 90.0
+        read = turn // 4  # every 360 s
+        world.tell(Probed("qwen-0", world.run, "loading", ready=False, busy=turn, progress=read))
+        assert not stops(world.due())
+
+
+def test_what_moves_is_told_beside_the_stage_while_it_starts() -> None:
+    world = World()
+    world.plan(wanted(stall_s=100.0))
+    world.found()
+    world.runs()
+    world.tell(Probed("qwen-0", world.run, "loading", ready=False, moves="12.3 GB read, 41.0 GB on its GPUs"))
+
+    def told() -> tuple[str | None, str | None]:
+        seen = status(world.fleet, deployment="lab", endpoints=(), controller=None, now_s=world.now_s)
+        return seen["processes"][0].get("stage"), seen["processes"][0].get("moves")
+
+    assert told() == ("loading", "12.3 GB read, 41.0 GB on its GPUs")
+    world.ready()
+    assert told() == ("serving", None)
 
 
 def ill(world: World, at_s: float, **more: Any) -> tuple[Action, ...]:

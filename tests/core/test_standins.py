@@ -163,7 +163,7 @@ def test_in_a_down_it_leaves_in_its_turn_and_nobody_comes() -> None:
 
 def test_who_had_failed_there_is_not_missed_and_a_host_that_refuses_is_not_lost() -> None:
     site = Site()
-    site.ends(exited(2), "qwen-0", tail="error: unrecognized arguments")
+    site.ends(exited(None, cause="missing"), "qwen-0")
     site.lost("gpu01")
     site.lost("gpu02", refused=True)
     assert spawns(site.passes(AFTER_S)) == ["qwen-4"]

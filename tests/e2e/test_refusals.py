@@ -47,6 +47,13 @@ def test_a_flag_that_does_not_exist(lab: Lab) -> None:
     refused(lab, ("mock-0",), "its arguments are wrong", "unrecognized arguments: --no-such-flag 1")
 
 
+def test_a_flag_that_the_frontend_does_not_know(lab: Lab) -> None:
+    lab.deployment["frontend"]["args"] = {"no_such_flag": 1}
+    lab.write()
+    refused(lab, ("frontend-0",), "its arguments are wrong", "Unknown arguments specified: ['--no-such-flag', '1']")
+    assert re.search(r"^ *seen: .*Unknown arguments specified", lab.noray("why", "frontend-0").stdout, re.MULTILINE)
+
+
 def test_a_port_that_a_stranger_holds(lab: Lab) -> None:
     with socket.socket() as stranger:
         stranger.bind(("127.0.0.1", lab.http_port))

@@ -108,7 +108,7 @@ def test_what_nvml_tells(fake: FakeGpus, owned: Callable[..., Owner], python: st
     seen = owner.look()
     first, card, large, small, guest = seen.gpus
     assert (seen.error, seen.none) == ("", "")
-    assert first._replace(holders=()) == Gpu(0, "GPU-abc", "NVIDIA H200", 81559, 2500, ())
+    assert first._replace(holders=()) == Gpu(0, "GPU-abc", "NVIDIA H200", 81559, 2500, (), ecc_errors=0)
     (holder,) = first.holders
     assert (holder.pid, holder.mib, holder.kind, holder.seen, holder.furniture) == (pid, 2000, "compute", "here", False)
     assert (holder.start, holder.user) == (int((stat(pid) or [])[19]), "root" if os.getuid() == 0 else holder.user)

@@ -49,7 +49,11 @@ def test_records_of_a_life(gpus: FakeGpus, any_host: Host, any_link: Link) -> No
     assert (born["pid"], born["start"], born["sid"]) == (state["pid"], int(fields[19]), state["pid"])
     assert born["boot"] == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     assert born["pidns"] == os.readlink("/proc/self/ns/pid")
-    assert (born["gpus"], born["argv_digest"], born["v"]) == ([{"index": 1, "uuid": gpus.uuid(1), "before_mib": 615}], "d1", 1)
+    assert (born["gpus"], born["argv_digest"], born["v"]) == (
+        [{"index": 1, "uuid": gpus.uuid(1), "before_mib": 615, "ecc_errors": 0}],
+        "d1",
+        1,
+    )
     assert before - 1000 <= born["at"] <= time.time() * 1000 + 1000
     assert state["about"] == {"x": 1}
     asked = any_host.record("w-0", "r1", "spec.json")

@@ -61,6 +61,15 @@ def test_the_rules_of_the_file_reach_the_process() -> None:
     assert (wanted.drain_s, wanted.term_s, wanted.stall_s) == (1, 2, 3)
 
 
+def test_frontends_have_a_restart_policy_of_their_own() -> None:
+    said = {"restart": {"policy": "always", "budget": 1, "window": 30}}
+    made = plan(deployment(frontend={"replicas": 2, "hosts": ["gpu01"], **said})).processes
+    for name in ("frontend-0", "frontend-1"):
+        policy = made[name].wanted.restart
+        assert (policy.policy, policy.budget, policy.window_s) == ("always", 1, 30)
+    assert made["qwen-0"].wanted.restart.policy == "on_failure"
+
+
 def test_replicas_are_where_their_gpus_are() -> None:
     made = plan(deployment({"replicas": 4, "gpus": {"gpu01": [7], "gpu02": [0, 1, 2]}})).processes
     where = [(made[f"qwen-{n}"].wanted.host, made[f"qwen-{n}"].wanted.gpus) for n in range(4)]

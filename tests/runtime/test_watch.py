@@ -38,6 +38,7 @@ class World:
         self.answers = MINE  # who takes the next completion; 0: nobody can
         self.completed = 0
         self.log_end = 0
+        self.moved: dict[str, int] = {}
         self.front = True
         self.registered = True
         self.aside = Aside.NO
@@ -95,7 +96,7 @@ class World:
         def look(done: Callable[[dict[str, Any]], None]) -> None:
             if "run" in what:
                 self.log_end += 1  # it always has something to say
-                return done({"end": self.log_end})
+                return done({"end": self.log_end, **self.moved})
             self.looks += 1
             status, body = self.answer(what["port"], what["path"])
             return done({"status": status, "body": body.decode(), "error": "" if status else body.decode()})
@@ -268,6 +269,23 @@ async def test_what_it_writes_is_progress_only_until_it_has_loaded() -> None:
         world.health, world.answers = "notready", OTHER
         at = (await world.until(lambda p: p.stage != "loading")).progress
         assert (await world.after(60)).progress == at
+
+    await watching(play)
+
+
+async def test_what_moves_while_it_loads_is_progress_and_cpu_time_another() -> None:
+    async def play(world: World) -> None:
+        first = await world.until(lambda p: p.progress > 0)
+        assert (first.stage, first.busy, first.moves) == ("loading", 0, "")
+        world.moved = {"read": 12_340_000_000, "cpu_s": 7, "gpu_mib": 39_100}
+        loads = await world.until(lambda p: p.busy > 0)
+        assert loads.moves == "12.3 GB read, 41.0 GB on its GPUs, 7 s of CPU"
+        assert loads.progress - first.progress > 12_340_000_000 + (39_100 << 20) - 1
+        world.moved |= {"cpu_s": 9}
+        at = loads.progress - world.log_end
+        assert (await world.until(lambda p: p.busy == 9)).progress - world.log_end == at, "computing is no progress"
+        world.health, world.answers = "notready", OTHER
+        assert (await world.until(lambda p: p.stage != "loading")).moves == ""
 
     await watching(play)
 

@@ -67,6 +67,7 @@ def test_what_is_left_out_has_an_answer() -> None:
         "args": {},
         "extra_args": (),
         "env": {},
+        "restart": {"policy": "on_failure", "budget": 5, "window": 600.0},
     }
     assert d.models[0].model_dump() == {
         "name": "qwen",

@@ -92,7 +92,7 @@ class Progress:
 
 def mark(process: ProcessStatus, now: float) -> tuple[str, str, str, float]:
     at = process["since"]
-    step = about.stage(process) if process["state"] in about.BACK_AGAIN else plain(process.get("stop_step", ""))
+    step = about.step(process) if process["state"] in about.BACK_AGAIN else plain(process.get("stop_step", ""))
     return process["run"] or "", plain(process["state"]), step, now if at is None else at
 
 
@@ -160,7 +160,7 @@ def slowest(status: Status, now: float) -> str:
         return ""
     p = min(moving, key=lambda p: p["since"] or 0.0)
     step = about.story(p, now) or plain(p["state"])
-    alike = [plain(q["name"]) for q in moving if q is not p and about.stage(q) == about.stage(p)]
+    alike = [plain(q["name"]) for q in moving if q is not p and about.step(q) == about.step(p)]
     also = f" (also {listing(alike, 3)})" if alike else ""
     return f"slowest: {plain(p['name'])} {step}, {duration(now - (p['since'] or now))}{also}"
 

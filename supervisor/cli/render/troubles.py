@@ -20,6 +20,7 @@ class Trouble:
     at: float | None
     names: frozenset[str]  # processes, services and hosts it is about
     says: str
+    evidence: tuple[str, ...] = ()
     tail: tuple[str, ...] = ()
     tail_of: str = ""
     next: tuple[str, ...] = ()
@@ -171,11 +172,13 @@ def of_processes(group: Sequence[ProcessStatus], now: float) -> Trouble:
             says = f"{who} {is_} {plain(other)}{when}"
             next_ = (f"noray logs {name}",)
     teller = next((p for p in group if p.get("log_tail")), None)
+    evidence = next((tuple(map(plain, p["evidence"])) for p in group if p.get("evidence")), ())
     tail = tuple(map(plain, (teller.get("log_tail", []) if teller else [])[-TAIL:]))
     return Trouble(
         at,
         frozenset(n for p in group for n in (p["name"], p["service"], p["host"])),
         f"{says}: {because}." if because else f"{says}.",
+        evidence,
         tuple(filter(None, tail)),
         plain(teller["name"]) if teller and not one else "",
         next_,

@@ -36,6 +36,8 @@ def show_why(status: Status, look: Look, name: str | None = None) -> str:
 def paragraph(trouble: Trouble, look: Look, number: str) -> list[str]:
     indent = " " * len(number)
     lines = wrap(trouble.says, look.width, number, indent)
+    for told in trouble.evidence:
+        lines += wrap(told, look.width, f"{indent}seen: ", f"{indent}      ")
     if trouble.tail_of:
         lines += wrap(f"{trouble.tail_of} wrote last:", look.width, indent, indent)
     lines += [look.paint(fit(f"{indent}  | {line}", look.width), "dim") for line in trouble.tail]

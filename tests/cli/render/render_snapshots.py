@@ -111,10 +111,20 @@ def led_elsewhere(*, refused: bool = False) -> Status:
     return seen
 
 
+def killed_by_the_kernel() -> Status:
+    kills = "oom_kill in /proc/vmstat rose from 3 to 4 in its last 42 s"
+    killed = process(
+        "qwen-2", "backoff", "gpu02", gpus=(0, 1), since=NOW - 12, restarts=2, next_attempt_at=NOW + 8,
+        last_exit=exited(None, "", 12, signal=9), reason="killed by the kernel: out of memory; restart 2 of 5 in 8.3 s",
+        evidence=[kills, "GPU 1 (GPU-1) had 2 uncorrected memory errors (ECC) meanwhile"], log_tail=OOM_TAIL[:1],
+    )  # fmt: skip
+    return status((*BASE_SERVICES, service("qwen", 4, 3)), (*BASE, *QWEN[:2], killed, QWEN[3]))
+
+
 def starting() -> Status:
     loads = [
         process("qwen-0", since=NOW - 2),
-        process("qwen-1", "starting", since=NOW - 41, stage="loading weights", gpus=(2, 3)),
+        process("qwen-1", "starting", since=NOW - 41, stage="loading weights", moves="12.3 GB read", gpus=(2, 3)),
         process("qwen-2", "starting", "gpu02", since=NOW - 41, stage="loading weights", gpus=(0, 1)),
         process("qwen-3", "starting", "gpu02", since=NOW - 6, stage="registered, not proven", gpus=(2, 3)),
     ]
@@ -130,7 +140,7 @@ def degraded(*, controller: bool = True) -> Status:
         process(
             f"big-decode-0.{rank}", "failed", f"gpu0{rank + 1}", gpus=range(4, 8), restarts=5, since=NOW - 180,
             last_exit=exited(1, OOM, 181), reason="crash loop: 5 restarts in 10 min",
-            log_tail=OOM_TAIL if not rank else [],
+            log_tail=OOM_TAIL if not rank else [], evidence=OOM_TAIL[-1:],
         )
         for rank in range(2)
     ]  # fmt: skip

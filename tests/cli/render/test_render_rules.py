@@ -42,7 +42,7 @@ processes = st.fixed_dictionaries(
         "since": st.none() | times, "next_attempt_at": st.none() | times, "last_exit": st.none() | exits,
         "reason": words,
     },
-    optional={"stage": words, "log_tail": st.lists(words, max_size=9)},
+    optional={"stage": words, "moves": words, "log_tail": st.lists(words, max_size=9), "evidence": st.lists(words, max_size=3)},
 )  # fmt: skip
 services = st.fixed_dictionaries(
     {
@@ -231,3 +231,12 @@ def test_wrapping_keeps_every_word_and_the_width(text: str, width: int) -> None:
 def test_wide_characters_take_two_cells() -> None:
     assert cells("模型-0") == 6
     assert fit("模型模型", 5) == "模型…"
+
+
+def test_numbers_that_move_are_no_news_where_every_line_stays() -> None:
+    """Ten hours of a log would be full of them."""
+    progress = Progress(terminal=False)
+    seen = [status(processes=[process("qwen-0", "starting", stage="loading", moves=f"{n}.3 GB read")]) for n in range(3)]
+    said = [progress.update(each, NOW + n) for n, each in enumerate(seen)]
+    assert said[1:] == ["", ""]
+    assert "loading: 2.3 GB read" in show_status(seen[-1], Look(width=100))
