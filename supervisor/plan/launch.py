@@ -80,7 +80,7 @@ def launch(plan: Plan, name: str, facts: HostFacts, secrets: Mapping[str, str], 
         "about": {"hash": process.wanted.launch_hash, "controller": controller, "service": process.wanted.service},
     }
     if "rpc" in wanted.ports:
-        spec["fence"] = _fence(cell, process.wanted.service, f"{address}:${{port.rpc}}")
+        spec["fence"] = _fence(cell, process.model, f"{address}:${{port.rpc}}")
         spec["drain"] = [address, "${port.system}"]
     layers = [wanted.defaults, host.env or {}, plan.env, process.env, secrets, wanted.env]
     env = _environment(plan, facts, host.python, layers)
@@ -90,11 +90,11 @@ def launch(plan: Plan, name: str, facts: HostFacts, secrets: Mapping[str, str], 
     return Launch(wanted.argv, env, spec, frozenset(secrets))
 
 
-def _fence(cell: Cell, service: str, address: str) -> dict[str, object]:
+def _fence(cell: Cell, model: str, address: str) -> dict[str, object]:
     """How the keeper takes this worker out of routing: by its lease, or by unlinking its entries."""
     if cell.discovery == "file":
         return {"kind": "file", "root": cell.file_kv, "address": address}
-    prefix = f"v1/instances/{namespace_of(cell, service)}/"
+    prefix = f"v1/instances/{namespace_of(cell, model)}/"
     return {"kind": "etcd", "urls": list(cell.etcd_urls), "prefix": prefix, "address": address}
 
 
