@@ -72,6 +72,7 @@ class ProcessStatus(TypedDict):
     last_exit: ExitStatus | None
     reason: str
     stage: NotRequired[str]  # how far a start has come: "importing", "registered, not proven"
+    served_until: NotRequired[float]  # when it last ceased to serve, while it does not
     log_tail: NotRequired[list[str]]  # the last lines it wrote, where its state makes them worth reading
     notes: NotRequired[list[str]]  # what befell its keeper and its pump
     gpu_note: NotRequired[str]  # why it cannot be told whether it sits on its own GPUs

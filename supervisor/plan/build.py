@@ -185,7 +185,9 @@ def _processes(deployment: Deployment, addresses: Mapping[str, str], seats: Mapp
         yield _process("frontend", "frontend", host, replica, options, front.env)
     written = list(dict.fromkeys(model.whole for model in deployment.models))
     for model in deployment.models:
-        checks.owned(f"models[{written.index(model.whole)}]{model.role and f'.{model.role}'}", model.engine, model.args, model.extra_args)
+        checks.owned(
+            f"models[{written.index(model.whole)}]{model.role and f'.{model.role}'}", model.engine, model.args, model.extra_args
+        )
         for replica in range(model.replicas):
             yield _worker(model, replica, _routes_by_kv(front.args))
         for replica, replaces in _standing_in(model, seats):

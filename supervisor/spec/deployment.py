@@ -211,7 +211,7 @@ class Role(Section):
 class Model(Role):
     """One service: `replicas` identical workers serving `model` to clients under the name `served_as`.
 
-    Of a model with `prefill` and `decode`, `Deployment.models` has two (spec/roles.py): the key of the role that each is, is set.
+    Of a model with `prefill` and `decode`, `Deployment.models` has two (spec/roles.py), each with the key of its own role set.
     """
 
     not_yet: ClassVar[Mapping[str, str]] = {**Role.not_yet, "loras": "LoRA adapters"}

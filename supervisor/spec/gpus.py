@@ -82,7 +82,9 @@ def problems(models: Sequence[Model], document: Document) -> Iterator[Problem]:
                 # A UUID is one card wherever it is written; whether an index is the same one only the host knows.
                 taken = first.setdefault((host if isinstance(gpu, int) else "", gpu), here)
                 if taken != here:
-                    yield document.problem(here, f"found {gpu!r}, which {where(document.written(taken))} has, allowed: each GPU once")
+                    yield document.problem(
+                        here, f"found {gpu!r}, which {where(document.written(taken))} has, allowed: each GPU once"
+                    )
         if model.gpus or placed(model):
             yield from _counts(model, loc, document)
 

@@ -38,7 +38,7 @@ def clashes(document: Document, hosts: Collection[str]) -> Iterator[Problem]:
     services = {*OWN_SERVICES, *(name for _, name in named)}
     first: dict[str, Loc] = {}
     for loc, name in named:
-        if first.get(name) == loc:
+        if first.get(name) == document.written(loc):
             continue
         taken = next((host for host in hosts if service_of(host, {name})), None)
         if name in OWN_SERVICES:
@@ -52,7 +52,7 @@ def clashes(document: Document, hosts: Collection[str]) -> Iterator[Problem]:
         elif taken:
             text = f"a service whose process name {taken} is a host of the inventory"
         else:
-            first[name] = loc
+            first[name] = document.written(loc)
             continue
         yield document.problem((*loc, "name"), f"found {name!r}, {text}, allowed: a name that nothing else has")
 
@@ -61,7 +61,7 @@ def _model_names(document: Document) -> Iterator[tuple[Loc, str]]:
     models = document.data.get("models") if isinstance(document.data, dict) else None
     for index, model in enumerate(models if isinstance(models, tuple) else ()):
         if isinstance(model, dict) and isinstance(name := model.get("name"), str):
-            loc = document.written(("models", index))
+            loc: Loc = ("models", index)
             for role in ROLES:
                 if role in model and name.endswith(f"-{role}"):
                     yield loc, name.removesuffix(f"-{role}")

@@ -1,7 +1,8 @@
 """A model with `prefill` and `decode` as the two services that it is: `big-prefill` and `big-decode`.
 
 Before the file is checked, as `scaled` does it: each role is then checked as the model that it would be, and every problem is
-said where it was written. What stands beside the roles holds for both; a role's own keys override it, `args` and `env` key by key.
+said where it was written. What stands beside the roles holds for both; a role's own keys override it, `args` and `env` key
+by key.
 """
 
 from __future__ import annotations

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from supervisor.cli.render import about
 from supervisor.cli.render.times import ahead, since
 from supervisor.core.snapshot import HostStatus, ProcessStatus, Status
-from supervisor.core.verdict import healed, remaining
+from supervisor.core.verdict import healed, remaining, unserved
 from supervisor.core.words import listing, plain, plural
 
 TAIL = 6  # last log lines shown
@@ -32,7 +32,29 @@ def troubles(status: Status) -> list[Trouble]:
     found += [leaving_host(h, status["asof"]) for h in status["hosts"] if "leaving" in h]
     found += unplaced(status)
     found += logouts(status)
+    found = without_a_role(status, found)
     return sorted(found, key=lambda t: (t.at is None, t.at or 0.0))
+
+
+def without_a_role(status: Status, found: list[Trouble]) -> list[Trouble]:
+    """What it means to clients that nobody is there of a role: said where it is told why, the earliest."""
+    found, said = sorted(found, key=lambda t: (t.at is None, t.at or 0.0)), unserved(status)
+    for name, (model, role, at) in said.items():
+        # Both roles gone: 503 while one is still registered, 404 once neither is (1.4.2; measured).
+        both = all(service["name"] in said for _, service in model.roles)
+        says = (
+            f"Clients of {plain(model.name)} get {'errors (503, or 404)' if both else '503 (not ready to serve requests yet)'}"
+        )
+        says += f"{'' if at is None else ' ' + since(at, status['asof'])}: no {role} worker is there."
+        where = next((n for n, t in enumerate(found) if name in t.names), None)
+        if where is None:
+            about_names = frozenset({name, *(p["name"] for p in status["processes"] if p["service"] == name)})
+            found.append(Trouble(at, about_names, f"{says} None is meant to be.", next=(f"noray start {plain(name)}",)))
+        else:
+            was = found[where]
+            earliest = min((t for t in (at, was.at) if t is not None), default=None)
+            found[where] = replace(was, at=earliest, says=f"{says} {was.says}")
+    return found
 
 
 def controller(status: Status) -> Iterable[Trouble]:
