@@ -207,8 +207,8 @@ class StateDir:
             return store.next_epoch(int(time.time() * 1000))
 
     def forget_failures(self) -> bool:
-        """What had failed begins anew; all that is remembered of it is until when it served: for an operator who says `up` where no controller lives. True if that
-        one left anything running, as far as it knew."""
+        """What had failed begins anew, and only until when it served is not forgotten: for an operator who says `up` where no
+        controller lives. True if that one left anything running, as far as it knew."""
         if not self.exists:
             self.create()
             return False

@@ -88,4 +88,6 @@ def test_a_role_that_is_no_mapping_and_one_with_an_unknown_key() -> None:
     (error,) = deployment_errors(HEAD + "    prefill: 2\n    decode: {}\n")
     assert error.startswith("d.yaml:6:14: models[0].prefill: found 2, allowed: a mapping with the keys args, env, ")
     (error,) = deployment_errors(HEAD + "    prefill: {}\n    decode: {replcas: 2}\n")
-    assert error.startswith("d.yaml:7:14: models[0].decode: unknown key 'replcas', did you mean 'replicas'?; allowed: args, env, ")
+    assert error.startswith(
+        "d.yaml:7:14: models[0].decode: unknown key 'replcas', did you mean 'replicas'?; allowed: args, env, "
+    )
