@@ -41,7 +41,10 @@ def test_one_role_is_scaled_by_its_own_name() -> None:
     [
         (
             "    prefill: {}\n",
-            ["6:5: models[0]: found prefill alone, allowed: prefill and decode, or neither, as one cannot answer without the other"],
+            [
+                "6:5: models[0]: found prefill alone, allowed: prefill and decode, or neither, as one cannot answer without "
+                "the other"
+            ],
         ),
         (
             "    replicas: 2\n" + ROLES,
@@ -59,7 +62,10 @@ def test_one_role_is_scaled_by_its_own_name() -> None:
         ),
         (
             "    prefill: {engine: mocker}\n    decode: {}\n",
-            ["6:15: models[0].prefill: found the key 'engine', allowed: only beside prefill and decode, as both serve one model"],
+            [
+                "6:15: models[0].prefill: found the key 'engine', allowed: only beside prefill and decode, as both serve one "
+                "model"
+            ],
         ),
         ("    prefill: {replicas: -1}\n    decode: {}\n",
          ["6:25: models[0].prefill.replicas: found -1, allowed: an integer of at least 0 (and at most 10000)"]),
