@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 
 from supervisor.cli.render import about
 from supervisor.cli.render.times import ahead, since
+from supervisor.core.ids import run_ms
 from supervisor.core.snapshot import HostStatus, ProcessStatus, Status
-from supervisor.core.verdict import healed, remaining, unserved
+from supervisor.core.verdict import healed, models, remaining, unserved
 from supervisor.core.words import listing, plain, plural
 
 TAIL = 6  # last log lines shown
@@ -40,11 +41,8 @@ def without_a_role(status: Status, found: list[Trouble]) -> list[Trouble]:
     """What it means to clients that nobody is there of a role: said where it is told why, the earliest."""
     found, said = sorted(found, key=lambda t: (t.at is None, t.at or 0.0)), unserved(status)
     for name, (model, role, at) in said.items():
-        # Both roles gone: 503 while one is still registered, 404 once neither is (1.4.2; measured).
         both = all(service["name"] in said for _, service in model.roles)
-        says = (
-            f"Clients of {plain(model.name)} get {'errors (503, or 404)' if both else '503 (not ready to serve requests yet)'}"
-        )
+        says = f"Clients of {plain(model.name)} get {'503 or 404' if both else what_clients_get(status, role, at)}"
         says += f"{'' if at is None else ' ' + since(at, status['asof'])}: no {role} worker is there."
         where = next((n for n, t in enumerate(found) if name in t.names), None)
         if where is None:
@@ -55,6 +53,18 @@ def without_a_role(status: Status, found: list[Trouble]) -> list[Trouble]:
             earliest = min((t for t in (at, was.at) if t is not None), default=None)
             found[where] = replace(was, at=earliest, says=f"{says} {was.says}")
     return found
+
+
+def what_clients_get(status: Status, role: str, at: float | None) -> str:
+    """Without this role since `at` (1.4.2; measured): 503, but 404 from a frontend that has neither listed any model nor seen a
+    decode worker since it began. Without both roles 404 once neither is registered.
+    """
+    doors = [p for p in status["processes"] if p["kind"] == "frontend" and p["state"] == "ready"]
+    opened = role == "prefill" or any(m.wanted and not m.dark for m in models(status))
+    late = [p for p in doors if not opened and (at is None or run_ms(p["run"] or "") > at * 1000)]
+    if not late:
+        return "503 (not ready to serve requests yet)"
+    return "404 (from a frontend begun without it)" if len(late) == len(doors) else "503 (from later frontends 404)"
 
 
 def controller(status: Status) -> Iterable[Trouble]:
