@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from supervisor.core.snapshot import ProcessStatus, Status
-from tests.e2e.lab import MODEL, Lab, states
+from tests.e2e.lab import MODEL, Lab, states, until
 
 PREFILL, DECODE = "big-prefill-0", "big-decode-0"
 
@@ -70,11 +70,20 @@ def test_both_roles_answer_together_heal_apart_and_scale_apart(lab: Lab) -> None
     assert [completed(p) - was for p, was in zip(workers, before, strict=True)] == [3, 3]
 
     lab.kill_tree(PREFILL)
-    alone = lab.wait(lambda s: of(s, DECODE).get("stage", "").endswith("no prefill"))
-    assert of(alone, DECODE)["stage"] == f"registered, {MODEL} not listed yet: no prefill"
     healed = lab.wait(lambda s: s["ready"] and of(s, PREFILL)["restarts"] == 1)
     assert of(healed, DECODE)["pid"] == of(seen, DECODE)["pid"]
     assert of(healed, DECODE)["restarts"] == 0
+    until(lambda: asked(lab)[0] == 200)  # a frontend shows the new prefill a moment before it routes to it
+    lab.chat()
+
+    lab.noray("stop", "big-prefill", "--yes")
+    alone = lab.wait(lambda s: of(s, DECODE).get("stage", "").endswith("no prefill"))
+    assert of(alone, DECODE)["stage"] == f"registered, {MODEL} not listed yet: no prefill"
+    assert alone["verdict"].startswith("DEGRADED  big NOT SERVING: prefill 0/0")
+    assert asked(lab)[0] == 503
+    assert "Clients of big get 503" in said(lab.noray("why", code=None).stdout)
+    lab.noray("start", "big-prefill")
+    assert of(lab.ready(), DECODE)["pid"] == of(seen, DECODE)["pid"]
     lab.chat()
 
     lab.noray("scale", "big-decode=2", "--yes")
