@@ -161,16 +161,18 @@ class Recorder:
 
     def _row(self, was: Remembered) -> Document:
         row = asdict(was)
-        at_s, next_s = row.pop("restarts_s"), row.pop("next_attempt_s")
+        at_s, next_s, served_s = row.pop("restarts_s"), row.pop("next_attempt_s"), row.pop("served_s")
         row |= {"restarts_ms": [self._wall_ms(t) for t in at_s], "at_ms": int(time.time() * 1000)}
         row["next_attempt_ms"] = None if next_s is None else self._wall_ms(next_s)
+        row["served_ms"] = None if served_s is None else self._wall_ms(served_s)
         return row
 
     def _of_row(self, row: Document) -> Remembered:
         known = {key: row[key] for key in Remembered.__dataclass_fields__ if key in row}
-        next_ms, last = row.get("next_attempt_ms"), row.get("last_exit")
+        next_ms, served_ms, last = row.get("next_attempt_ms"), row.get("served_ms"), row.get("last_exit")
         known["restarts_s"] = tuple(self._loop_s(ms) for ms in row["restarts_ms"])
         known["next_attempt_s"] = None if next_ms is None else self._loop_s(next_ms)
+        known["served_s"] = None if served_ms is None else self._loop_s(served_ms)
         known["last_exit"] = None if last is None else Exit(**(last | {"signs": tuple(map(tuple, last.get("signs", ())))}))
         return Remembered(**known)
 

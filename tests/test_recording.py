@@ -82,7 +82,9 @@ def test_up_tries_again_what_had_failed_and_knows_what_is_left_running(state: St
     all_moved(pen, world)
     pen.close()
     assert state.forget_failures()
-    assert list(Recorder(state).begin(0, 0.0)) == ["qwen-1"]
+    known = Recorder(state).begin(0, 0.0)
+    assert {name: was.rest for name, was in known.items()} == {"qwen-0": "stopped", "qwen-1": ""}
+    assert known["qwen-0"].served_s is not None, "how long its clients have been without it is not forgotten"
     world.stop()
     world.ends(process="qwen-1")
     pen.begin(0, 0.0)

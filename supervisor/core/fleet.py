@@ -121,7 +121,7 @@ def _planned(fleet: Fleet, wanted: Mapping[str, Wanted], now_s: float) -> Fleet:
             was = fleet.remembered.get(name)
             processes[name] = recalled(_fresh(fleet, want, now_s), was, now_s, was is not None and was.host in fleet.hosts)
         elif old is None or (want is not None and _wished_up(fleet, want) and _worth_another_try(old, want)):
-            processes[name] = _fresh(fleet, wanted[name], now_s)
+            processes[name] = _fresh(fleet, wanted[name], now_s, old)
         elif want is None or want.host != old.wanted.host:
             processes[name] = replace(old, up=False)
         else:
@@ -146,7 +146,7 @@ def _placed(fleet: Fleet, wanted: Mapping[str, Wanted], now_s: float) -> Fleet:
         loses = process.wanted.host and not want.host and process.state in (State.FAILED, State.BACKOFF)
         finds = want.host and not process.wanted.host
         if loses or finds:
-            fresh = _fresh(fleet, want, now_s)
+            fresh = _fresh(fleet, want, now_s, process)
             processes[name] = replace(
                 fresh, restarts=process.restarts, restarts_s=process.restarts_s, last_exit=process.last_exit
             )
@@ -165,13 +165,16 @@ def _wished_up(fleet: Fleet, want: Wanted) -> bool:
     return not fleet.stopping and held_by(fleet.held, want) is None
 
 
-def _fresh(fleet: Fleet, want: Wanted, now_s: float) -> Process:
-    up = _wished_up(fleet, want)
+def _fresh(fleet: Fleet, want: Wanted, now_s: float, was: Process | None = None) -> Process:
+    """`was`: what it was until now. Of that only the clients know more."""
+    up, served_s = _wished_up(fleet, want), was.served_s if was else None
+    begun = Process(want, since_s=now_s, up=up, skip_drain=fleet.skip_drain, served_s=served_s)
     if not want.host:
-        return Process(want, since_s=now_s, up=up, skip_drain=fleet.skip_drain, spawnable=False, reason=want.unplaced)
+        return replace(begun, reason=want.unplaced)
     host = fleet.hosts[want.host]
-    fresh = Process(want, since_s=now_s, up=up, spawnable=host.up, skip_drain=fleet.skip_drain)
-    return fresh if host.up or host.unasked else replace(fresh, state=State.UNKNOWN, reason=host.why)
+    if host.up or host.unasked:
+        return replace(begun, spawnable=host.up)
+    return replace(begun, state=State.UNKNOWN, reason=host.why)
 
 
 def _follow_plan(fleet: Fleet, now_s: float, before: Fleet | None = None) -> Fleet:
@@ -189,7 +192,7 @@ def _follow_plan(fleet: Fleet, now_s: float, before: Fleet | None = None) -> Fle
         if in_place or (process.run and process.state not in AT_REST):
             processes[name] = process
         elif want is not None:
-            processes[name] = _fresh(fleet, want, now_s)
+            processes[name] = _fresh(fleet, want, now_s, process)
     return fleet if processes == fleet.processes else replace(fleet, processes=processes)
 
 
@@ -330,7 +333,7 @@ def _asked(fleet: Fleet, asked: Asked, now_s: float) -> Result:
         elif fleet.stopping or want is None or want.host != process.wanted.host:
             continue  # on its way down for another reason; if it comes back, it comes back up
         elif process.state in (*AT_REST, State.BACKOFF):
-            processes[name] = _fresh(fleet, want, now_s)
+            processes[name] = _fresh(fleet, want, now_s, process)
         else:
             processes[name] = raised(process, asked)
     return replace(fleet, processes=processes), tuple(actions)

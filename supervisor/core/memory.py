@@ -27,6 +27,7 @@ class Remembered:
     told: bool = False  # its host has told of this run
     over: bool = False  # its end has been counted
     was_ready: bool = False
+    served_s: float | None = None
     asked: bool = False
     condemned: str = ""
     rest: str = ""  # FAILED or STOPPED, where it is meant to stay
@@ -48,6 +49,7 @@ def remembered(p: Process) -> Remembered:
         told=p.seen is not None,
         over=p.over,
         was_ready=p.was_ready,
+        served_s=p.served_s,
         asked=p.asked,
         condemned=p.condemned,
         rest=FAILED if failed else STOPPED if p.state in AT_REST else "",
@@ -62,7 +64,10 @@ def remembered(p: Process) -> Remembered:
 def recalled(fresh: Process, was: Remembered | None, now_s: float, reachable: bool) -> Process:
     """A process that nobody has heard of yet, with what is remembered of it. `reachable`: where it was we shall hear of it."""
     want = fresh.wanted
-    if was is None or was.rest == STOPPED:
+    if was is None:
+        return fresh
+    fresh = replace(fresh, served_s=was.served_s)
+    if was.rest == STOPPED:
         return fresh
     if was.host != want.host and want.host and reachable and was.told and not was.over:
         want = replace(want, host=was.host)  # it moves when it is gone there, and not before

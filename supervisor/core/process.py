@@ -74,6 +74,7 @@ class Process:
     instance: str = ""
     was_ready: bool = False  # this run, at any time
     ready_s: float | None = None  # since then it has been ready without a break
+    served_s: float | None = None  # while it is not ready: when it last was, in whichever run
     progress: int = -1
     progress_s: float = 0.0
     busy: int = 0
@@ -110,7 +111,8 @@ Handler = Callable[[Process, Body, float], Step]
 
 def to(process: Process, state: State, reason: str, now_s: float) -> Process:
     since = process.since_s if state is process.state else now_s
-    return replace(process, state=state, reason=reason, since_s=since)
+    served_s = None if state is State.READY else now_s if process.state is State.READY else process.served_s
+    return replace(process, state=state, reason=reason, since_s=since, served_s=served_s)
 
 
 def chance(run: str) -> float:
@@ -191,6 +193,8 @@ def gone(process: Process, body: Body, now_s: float) -> Step:
     last = body.exit or Exit(None, None, 0, False, "no record of its end")
     last = replace(last, message=process.condemned or last.message)
     process = replace(unready(process, now_s), seen=body, last_exit=last, tail=body.tail or process.tail, last_known=None)
+    if process.was_ready and process.served_s is None:  # it ended with nobody there to see
+        process = replace(process, served_s=now_s)
     process = replace(process, instance="", stage="", moves="", proven=False, spawnable=False, progress=-1,
                       evidence=())  # fmt: skip
     unwatch = Unwatch(process.wanted.name)

@@ -74,6 +74,7 @@ class ProcessStatus(TypedDict):
     stage: NotRequired[str]  # how far a start has come: "importing", "registered, not proven"
     moves: NotRequired[str]  # what has moved of a start so far: "12.3 GB read, 41.0 GB on its GPUs"
     evidence: NotRequired[list[str]]  # what the cause of its last end is concluded from: a line of its log, its host's words
+    served_until: NotRequired[float]  # when it last ceased to serve, while it does not
     log_tail: NotRequired[list[str]]  # the last lines it wrote, where its state makes them worth reading
     notes: NotRequired[list[str]]  # what befell its keeper and its pump
     gpu_note: NotRequired[str]  # why it cannot be told whether it sits on its own GPUs

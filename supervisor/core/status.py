@@ -105,6 +105,10 @@ def _process(p: Process, out: bool, wall: Wall) -> ProcessStatus:
         made["stage"] = p.stage
     if p.moves and p.state is State.STARTING:
         made["moves"] = p.moves
+    if p.served_s is not None:
+        made["served_until"] = wall(p.served_s)
+        if p.was_ready and p.over and p.last_exit and p.last_exit.at_ms:  # its host knows better than who heard of it
+            made["served_until"] = min(made["served_until"], p.last_exit.at_ms / 1000)
     if p.state in SHOWS_TAIL and p.tail:
         made["log_tail"] = p.tail.splitlines()[-TAIL_LINES:]
     if p.evidence and (p.state in SHOWS_TAIL or p.restarts) and p.state is not State.READY:

@@ -67,6 +67,8 @@ def word(status: Status) -> str:
             return "UNKNOWN" if all(p["state"] == "unknown" for p in left) else "STOPPING"
         return "UNKNOWN" if silent and not healed(status) else "STOPPED"
     short = [s for s in status["services"] if s["serving"] < s["wanted"]]
+    if any(missing(m) for m in models(status)):
+        return "DEGRADED"
     if short and not any(broken(status, s) for s in short):
         lame = {s["name"] for s in short}
         if any(p["state"] == "unknown" for p in status["processes"] if p["service"] in lame):
@@ -152,6 +154,8 @@ def cause(status: Status, services: Sequence[ServiceStatus]) -> str:
             return clip(plain(process["reason"]) or AFTER_STATE.get(state, state), 48)
     if any(p["cordoned"] for p in lame):
         return "cordoned"
+    if any(s["wanted"] <= 0 for s in services):
+        return "stopped"
     return "starting again" if any(p["restarts"] for p in lame) else "starting" if lame else "not placed"
 
 
@@ -178,6 +182,27 @@ def healed(status: Status) -> bool:
 def elsewhere(status: Status) -> dict[str, str] | None:
     """The controller that is not ours and runs the deployment: controller, user, since."""
     return next((h["held_by"] for h in status["hosts"] if h.get("held_by")), None)
+
+
+def missing(model: Model) -> list[str]:
+    """Roles of which nobody is meant to run, though the others are useless without."""
+    return [role for role, s in model.roles if s["wanted"] <= 0] if model.wanted else []
+
+
+def unserved(status: Status) -> dict[str, tuple[Model, str, float | None]]:
+    """The services for want of which a model's clients get errors: of which model, as which role, and since when.
+
+    Of disaggregated models, whose other role may be well; not those that only wait for the other, or have yet to begin.
+    """
+    found: dict[str, tuple[Model, str, float | None]] = {}
+    for model in models(status) if not no_entry(status) else ():
+        for role, service in model.roles if len(model.roles) > 1 and model.dark else ():
+            if service["serving"] <= 0 and (broken(status, service) or role in missing(model)):
+                until = [
+                    p["served_until"] for p in status["processes"] if p["service"] == service["name"] and "served_until" in p
+                ]
+                found[service["name"]] = (model, role, max(until, default=None))
+    return found
 
 
 def models(status: Status) -> list[Model]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from supervisor.core.hand import Held, Holds
-from supervisor.core.memory import FAILED
+from supervisor.core.memory import FAILED, STOPPED
 from supervisor.effects.store import FILES, LOST, NAME, Document, Store
 from supervisor.errors import NorayError, UsageError
 
@@ -211,14 +211,14 @@ class StateDir:
             return store.next_epoch(int(time.time() * 1000))
 
     def forget_failures(self) -> bool:
-        """What had failed is as if it had never run: for an operator who says `up` where no controller lives. True if that
-        one left anything running, as far as it knew."""
+        """What had failed begins anew, and only until when it served is not forgotten: for an operator who says `up` where no
+        controller lives. True if that one left anything running, as far as it knew."""
         if not self.exists:
             self.create()
             return False
         with self.writing() as store:
             known = store.processes()
-            store.write({row["process"]: None for row in known if row["rest"] == FAILED}, ())
+            store.write({row["process"]: row | {"rest": STOPPED} for row in known if row["rest"] == FAILED}, ())
         return any(row["told"] and not row["over"] and not row["rest"] for row in known)
 
     def _intent(self, name: str) -> Document | None:

@@ -30,7 +30,10 @@ def mocker(
     model: str,
     args: Mapping[str, object],
     extra_args: Sequence[str],
+    role: str = "",
 ) -> LaunchSpec:
+    """`role`: prefill or decode, of a model that has both; each then chooses its own component of `service`'s namespace."""
+    bootstrap = role == "prefill"  # where decode workers meet it; without it nothing is handed over
     return LaunchSpec(
         argv=(
             *(site.python, "-m", "dynamo.mocker"),
@@ -38,13 +41,15 @@ def mocker(
             *extra_args,
             *("--model-path", model),
             *("--model-name", served_as),
+            *(("--disaggregation-mode", role) if role else ()),
+            *(("--bootstrap-ports", "${port.bootstrap}") if bootstrap else ()),
         ),
         env={
             **worker_env(site, cell, service, model),
             # A mocker has no canary: without this /health is 503 for ever. Works in 1.4.2, though it warns "deprecated".
             "DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS": '["generate"]',
         },
-        ports=worker_ports(cell),
+        ports={**worker_ports(cell), **({"bootstrap": 0} if bootstrap else {})},
         bind=site.address,
     )
 
@@ -58,6 +63,10 @@ KIND = Kind(
     start_rank=1,
     stop_rank=1,
     alive_s=20.0,
-    ports=WORKER_PORTS,
-    owned=WORKER_OWNED | {"model_path", "model_name", "num_workers"},
+    ports={**WORKER_PORTS, "bootstrap": "of a prefill worker: where decode workers fetch what it has computed"},
+    owned=WORKER_OWNED
+    | {
+        *("model_path", "model_name", "num_workers", "bootstrap_ports"),
+        *("disaggregation_mode", "is_prefill_worker", "is_decode_worker"),
+    },
 )

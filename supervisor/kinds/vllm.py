@@ -22,6 +22,7 @@ from supervisor.kinds.base import (
 # Of all memory, as vLLM 0.26 asks for by itself. It refuses to start where less is free, after a minute of loading.
 GPU_MEMORY_UTILIZATION = 0.92
 KV_EVENTS = '{"publisher":"zmq","topic":"kv-events","endpoint":"tcp://*:${port.kv_events}","enable_kv_cache_events":true}'
+NIXL = '{"kv_connector":"NixlConnector","kv_role":"kv_both"}'
 # From VLLM_PORT on: one for the rendezvous of an engine's ranks (vLLM 0.26; 0.28 uses a file), up to two for a KV connector,
 # and one to spare, as vLLM goes on to the next where a port is still in TIME_WAIT.
 RENDEZVOUS = 4
@@ -37,10 +38,16 @@ def vllm(
     args: Mapping[str, object],
     extra_args: Sequence[str],
     kv_events: bool,
+    role: str = "",
 ) -> LaunchSpec:
-    """`kv_events`: tell KV routers what is cached here. An operator's own `kv_events_config` stands."""
-    publishes = kv_events and not given("kv_events_config", args, extra_args)
-    transfers = given("kv_transfer_config", args, extra_args)
+    """`kv_events`: tell KV routers what is cached here. An operator's own `kv_events_config` stands.
+
+    `role`: prefill or decode, of a model that has both; each then chooses its own component of `service`'s namespace. What one
+    computes goes to the other by NIXL, if the operator's own `kv_transfer_config` does not say otherwise.
+    """
+    publishes = kv_events and role != "decode" and not given("kv_events_config", args, extra_args)
+    connects = given("kv_transfer_config", args, extra_args)
+    transfers = connects or bool(role)
     ranks = parallel(args, "data")
     counts = dict.fromkeys(worker_ports(cell), 1)
     env: dict[str, str] = {}
@@ -68,6 +75,8 @@ def vllm(
             *(("--data-parallel-rpc-port", "${port.dp_rpc}") if ranks > 1 else ()),  # else the same for all engines of a host
             *("--model", model),
             *("--served-model-name", served_as),
+            *(("--disaggregation-mode", role) if role else ()),
+            *(("--kv-transfer-config", NIXL) if role and not connects else ()),
         ),
         env={
             **worker_env(site, cell, service, model),

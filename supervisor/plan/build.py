@@ -38,6 +38,16 @@ class PlannedProcess:
     served_as: str = ""  # workers: what clients ask for
     why: str = ""  # its place, when noray chose it
 
+    @property
+    def model(self) -> str:
+        """By its name in the file: whose Dynamo namespace it is in, its other role's too."""
+        return str(self.options.get("service", self.wanted.service))
+
+    @property
+    def role(self) -> str:
+        """prefill, decode, or "" where each worker does both."""
+        return str(self.options.get("role", ""))
+
 
 @dataclass(frozen=True, slots=True)
 class Unplaced:
@@ -194,8 +204,11 @@ def _processes(deployment: Deployment, plan: Plan, seats: Mapping[str, Seat]) ->
     for replica, (host, port) in enumerate(front.seats):
         options = {"port": port, "bind": front.bind or addresses[host], "args": synced, "extra_args": front.extra_args}
         yield _process("frontend", "frontend", host, replica, options, front.env, policy=_policy(front.restart))
-    for index, model in enumerate(deployment.models):
-        checks.owned(f"models[{index}]", model.engine, model.args, model.extra_args)
+    written = list(dict.fromkeys(model.whole for model in deployment.models))
+    for model in deployment.models:
+        checks.owned(
+            f"models[{written.index(model.whole)}]{model.role and f'.{model.role}'}", model.engine, model.args, model.extra_args
+        )
         for replica in range(model.replicas):
             yield _worker(model, replica, _routes_by_kv(front.args))
         for replica, replaces in _standing_in(model, seats):
@@ -222,12 +235,14 @@ def _routes_by_kv(args: Mapping[str, object]) -> bool:
 
 def _worker(model: Model, replica: int, kv_events: bool, replaces: str = "") -> PlannedProcess:
     options: dict[str, object] = {
-        "service": model.name,
+        "service": model.whole,
         "served_as": model.served_as,
         "model": model.model,
         "args": model.args,
         "extra_args": model.extra_args,
     }
+    if model.role:
+        options["role"] = model.role
     if model.engine == "vllm":
         options["kv_events"] = kv_events
     # Spread, either way: one host's death takes as few replicas as possible.

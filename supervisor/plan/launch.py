@@ -89,7 +89,7 @@ def launch(plan: Plan, name: str, facts: HostFacts, secrets: Mapping[str, str], 
         spec["contents"] = list(login.FILES.values())
     if "system" in wanted.ports:
         known = {key: value for key, value in etcd.items() if key != "auth"}  # a spec is a file
-        spec["fence"] = _fence(cell, process.wanted.service, address, known)
+        spec["fence"] = _fence(cell, process.model, address, known)
         spec["drain"] = [address, "${port.system}"]
     given = secrets if plan.external else {key: value for key, value in secrets.items() if not key.startswith(login.AUTH)}
     layers = [wanted.defaults, host.env or {}, plan.env, process.env, given, wanted.env]
@@ -100,11 +100,11 @@ def launch(plan: Plan, name: str, facts: HostFacts, secrets: Mapping[str, str], 
     return Launch(wanted.argv, env, spec, frozenset(secrets))
 
 
-def _fence(cell: Cell, service: str, address: str, etcd: Mapping[str, object]) -> dict[str, object]:
+def _fence(cell: Cell, model: str, address: str, etcd: Mapping[str, object]) -> dict[str, object]:
     """How the keeper takes this worker out of routing: by its lease, or by unlinking its entries."""
     if cell.discovery == "file":
         return {"kind": "file", "root": cell.file_kv, "address": f"{address}:${{port.rpc}}"}
-    namespace = namespace_of(cell, service)
+    namespace = namespace_of(cell, model)
     found = {"kind": "etcd", **etcd, "prefix": f"v1/instances/{namespace}/", "address": f"{address}:${{port.rpc}}"}
     if cell.request_plane == "tcp":
         return found

@@ -19,6 +19,7 @@ from supervisor.runtime.registration import watch_registration
 from supervisor.runtime.routing import Routing
 from supervisor.runtime.views import Address, Fronts, counting
 from supervisor.runtime.watch import Subject, watch
+from supervisor.spec.roles import ROLES
 
 Ports = Mapping[str, int]
 
@@ -116,6 +117,7 @@ class Performer:
             address=reachable(str(bind)) if bind else self.plan.addresses[host],
             ports=self._live_ports(process),
             served_as=planned.served_as,
+            role=planned.role,
             stall_s=planned.wanted.stall_s,
             fronts=self._fronts,
             was_ready=known is not None and known.was_ready,
@@ -135,10 +137,13 @@ class Performer:
         return aside(fleet, process) if process else Aside.NO
 
     def _served(self) -> frozenset[str]:
-        """What clients may ask for now: the models of which a worker is ready."""
+        """What clients may ask for now: the models of which a worker is ready, or one of each role."""
         planned = self.plan.processes if self.plan else {}
-        ready = (name for name, process in self._fleet().processes.items() if process.state is State.READY)
-        return frozenset(planned[name].served_as for name in ready if name in planned) - {""}
+        roles: dict[str, set[str]] = {}
+        for name, process in self._fleet().processes.items():
+            if process.state is State.READY and name in planned:
+                roles.setdefault(planned[name].served_as, set()).add(planned[name].role)
+        return frozenset(name for name, there in roles.items() if "" in there or len(there) == len(ROLES)) - {""}
 
     def _frontends(self) -> Iterator[Address]:
         """Those whose word counts, each through its own host's link."""

@@ -3,7 +3,7 @@ what depends on others, frontends above all, is asked again from here. Judging i
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -44,6 +44,7 @@ class Subject:
     address: str
     ports: Mapping[str, int]
     served_as: str
+    role: str
     stall_s: float
     fronts: Fronts
     was_ready: bool  # already under an earlier look, perhaps of an earlier controller: what ails it now is no start
@@ -229,13 +230,15 @@ async def _look_at_worker(subject: Subject, word: tuple[int, bytes], last: Found
     """Its endpoint there, its own instance registered, the model listed by every frontend, one completion answered by it.
 
     Its own health counts once it has said yes: before that a canary may not have asked yet, and a completion says more.
+    A prefill worker answers no completion, and is there before the model is: it must say yes and be registered.
     """
+    prefills = subject.role == "prefill"
     status, body = word
     healthy = judge.worker_ready(status, body)
     loaded = judge.worker_loaded(status, body)
     confirmed, served = last.confirmed or healthy.ok, last.served or last.ready
     found = Found("", loaded=loaded, confirmed=confirmed, served=served, well=healthy.ok)
-    if not loaded or (found.confirmed and not healthy.ok):
+    if not loaded or ((found.confirmed or prefills) and not healthy.ok):
         stage = "loading" if status == 0 and not last.confirmed else healthy.reason
         return replace(found, stage=stage, alone=True)
     fronts = subject.fronts.views()
@@ -253,8 +256,10 @@ async def _look_at_worker(subject: Subject, word: tuple[int, bytes], last: Found
         if not mine:
             return replace(found, stage="loaded, not registered yet")
         found = replace(found, instance=str(max(i.instance_id for i in mine)))
-        if subject.served_as not in front.models.names:
-            return replace(found, stage=f"registered, {subject.served_as} not listed yet")
+        if not prefills and subject.served_as not in front.models.names:
+            return replace(found, stage=f"registered, {subject.served_as} not listed yet{_lack(subject, front, mine)}")
+    if prefills:
+        return replace(found, stage="serving", ready=True, well=True, proven=True)
     if last.instance == found.instance:
         if last.proven:
             return replace(found, stage="serving", ready=True, well=True, proven=True)
@@ -268,6 +273,13 @@ async def _mine(subject: Subject, front: FrontendView) -> frozenset[Instance]:
         return front.instances.at(subject.address, subject.ports["rpc"])
     work = await _work(subject)
     return front.instances.named(work.instance_ids if work else ())
+
+
+def _lack(subject: Subject, front: FrontendView, mine: Collection[Instance]) -> str:
+    """What the model is not listed for, as far as that can be seen."""
+    near = {i.namespace for i in mine}
+    there = any(i.component == "prefill" and i.namespace in near for i in front.instances.instances)
+    return ": no prefill" if subject.role == "decode" and not there else ""
 
 
 async def _look_at_cordoned(subject: Subject, fronts: list[FrontendView], found: Found, last: Found) -> Found:

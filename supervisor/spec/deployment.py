@@ -21,6 +21,7 @@ from supervisor.spec.inventory import Inventory
 from supervisor.spec.names import clashes
 from supervisor.spec.problem import Problem, SpecError, listed
 from supervisor.spec.report import from_pydantic
+from supervisor.spec.roles import expanded
 from supervisor.spec.scaled import scaled
 from supervisor.spec.words import (
     BLANK,
@@ -141,28 +142,15 @@ def _own_name(value: object, info: ValidationInfo) -> object:
     return info.data.get("name", "unnamed") if value is None else value
 
 
-class Model(Section):
-    """One service: `replicas` identical workers serving `model` to clients under the name `served_as`.
+class Role(Section):
+    """Workers that are alike: all of a model, or its `prefill` or `decode`.
 
     `on_lost`: what becomes of a replica whose host has been lost for `lost_after` seconds. replace: a new one, with a number
     of its own, stands in for it on another of its hosts until it serves again.
     """
 
-    not_yet: ClassVar[Mapping[str, str]] = {
-        "prefill": "disaggregated serving with prefill and decode",
-        "decode": "disaggregated serving with prefill and decode",
-        "nodes": "one engine over several hosts",
-        "loras": "LoRA adapters",
-    }
+    not_yet: ClassVar[Mapping[str, str]] = {"nodes": "one engine over several hosts"}
 
-    name: Name
-    served_as: Annotated[Word, BeforeValidator(_own_name), Field(validate_default=True)] = BLANK
-    model: ModelPath
-    engine: Annotated[
-        Literal["vllm", "mocker"],
-        Says("vllm or mocker"),
-        planned(("sglang", "trtllm"), "sglang and trtllm; this version runs engine: vllm and mocker"),
-    ]
     replicas: Count = 1
     args: Args = Field(default_factory=dict)
     extra_args: tuple[Text, ...] = ()
@@ -182,6 +170,36 @@ class Model(Section):
     restart: Restart = Restart()
     stop: Stop = Stop()
     ready: Ready = Ready()
+
+
+class Model(Role):
+    """One service: `replicas` identical workers serving `model` to clients under the name `served_as`.
+
+    Of a model with `prefill` and `decode`, `Deployment.models` has two (spec/roles.py), each with the key of its own role set.
+    """
+
+    not_yet: ClassVar[Mapping[str, str]] = {**Role.not_yet, "loras": "LoRA adapters"}
+
+    name: Name
+    served_as: Annotated[Word, BeforeValidator(_own_name), Field(validate_default=True)] = BLANK
+    model: ModelPath
+    engine: Annotated[
+        Literal["vllm", "mocker"],
+        Says("vllm or mocker"),
+        planned(("sglang", "trtllm"), "sglang and trtllm; this version runs engine: vllm and mocker"),
+    ]
+    prefill: Role | None = None
+    decode: Role | None = None
+
+    @property
+    def role(self) -> str:
+        """prefill, decode, or "" where each worker does both."""
+        return "prefill" if self.prefill is not None else "decode" if self.decode is not None else ""
+
+    @property
+    def whole(self) -> str:
+        """The model's name in the file: of its role's without the role."""
+        return self.name.removesuffix(f"-{self.role}") if self.role else self.name
 
 
 def _etcd_wanted(value: object, info: ValidationInfo) -> object:
@@ -235,7 +253,7 @@ def parse_deployment(
     """`load_deployment` for text that is no file yet; `path` names it in messages. `replicas`: of services, instead of what it
     says.
     """
-    document = scaled(parse(text, path), replicas or {})
+    document = scaled(expanded(parse(text, path)), replicas or {})
     problems = [*document.problems, *clashes(document, tuple(inventory.hosts))]
     labels = {name: host.labels for name, host in inventory.hosts.items()}
     known = Context(path.absolute().parent, tuple(inventory.hosts), labels)

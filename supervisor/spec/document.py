@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ruamel.yaml import YAML
@@ -30,13 +30,24 @@ _TEXT_TAGS = {_TAG + "str", _TAG + "timestamp", _TAG + "value"}  # a date or a l
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One file's values, and where each value and each key stands. `problems` are those found while reading."""
+    """One file's values, and where each value and each key stands. `problems` are those found while reading.
+
+    `origins`: where the values of `data` were written that stand elsewhere there, each with all that is below it.
+    """
 
     path: Path
     data: object
     values: Mapping[Loc, Place]
     keys: Mapping[Loc, Place]
     problems: tuple[Problem, ...]
+    origins: Mapping[Loc, Loc] = field(default_factory=dict)
+
+    def written(self, loc: Loc) -> Loc:
+        """Where the operator wrote what stands at `loc` of `data`."""
+        for end in range(len(loc), 0, -1) if self.origins else ():
+            if loc[:end] in self.origins:
+                return self.origins[loc[:end]] + loc[end:]
+        return loc
 
     def place(self, loc: Loc) -> Place:
         """Where the value at `loc` stands, or the nearest value around it."""
@@ -49,8 +60,14 @@ class Document:
         return self.keys.get(loc) or self.place(loc)
 
     def problem(self, loc: Loc, text: str) -> Problem:
-        """A problem with the value at `loc`."""
+        """A problem with the value at `loc` of `data`."""
+        loc = self.written(loc)
         return Problem(self.path, self.place(loc), where(loc), text)
+
+    def key_problem(self, loc: Loc, text: str) -> Problem:
+        """A problem with the key that `loc` of `data` ends in, of the mapping that it stands in."""
+        loc = self.written(loc)
+        return Problem(self.path, self.key_place(loc), where(loc[:-1]), text)
 
 
 def read(path: Path) -> str:

@@ -76,13 +76,15 @@ def problems(models: Sequence[Model], document: Document) -> Iterator[Problem]:
         for host, own in (model.gpus or {}).items():
             if host not in model.hosts:
                 text = f"found the key {host!r}, allowed: a host that `hosts` names ({listed(model.hosts)})"
-                yield Problem(document.path, document.key_place((*loc, "gpus", host)), where((*loc, "gpus")), text)
+                yield document.key_problem((*loc, "gpus", host), text)
             for number, gpu in enumerate(own):
                 here = (*loc, "gpus", host, number)
                 # A UUID is one card wherever it is written; whether an index is the same one only the host knows.
                 taken = first.setdefault((host if isinstance(gpu, int) else "", gpu), here)
                 if taken != here:
-                    yield document.problem(here, f"found {gpu!r}, which {where(taken)} has, allowed: each GPU once")
+                    yield document.problem(
+                        here, f"found {gpu!r}, which {where(document.written(taken))} has, allowed: each GPU once"
+                    )
         if model.gpus or placed(model):
             yield from _counts(model, loc, document)
 

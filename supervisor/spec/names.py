@@ -11,7 +11,8 @@ import re
 from collections.abc import Collection, Iterator
 
 from supervisor.spec.document import Document
-from supervisor.spec.problem import Problem
+from supervisor.spec.problem import Loc, Problem, where
+from supervisor.spec.roles import ROLES
 
 OWN_SERVICES = ("etcd", "etcd-gateway", "frontend", "nats")
 
@@ -32,31 +33,36 @@ def reserved(host: str) -> str:
 
 
 def clashes(document: Document, hosts: Collection[str]) -> Iterator[Problem]:
-    """The models of a deployment whose names mean something else as well."""
-    named = _model_names(document)
-    services = {*OWN_SERVICES, *named.values()}
-    first: dict[str, int] = {}
-    for index, name in named.items():
-        loc = ("models", index, "name")
+    """The models of a deployment whose names mean something else as well. A disaggregated one has its own and its roles'."""
+    named = list(_model_names(document))
+    services = {*OWN_SERVICES, *(name for _, name in named)}
+    first: dict[str, Loc] = {}
+    for loc, name in named:
+        if first.get(name) == document.written(loc):
+            continue
         taken = next((host for host in hosts if service_of(host, {name})), None)
         if name in OWN_SERVICES:
             text = "the name of one of noray's own services"
         elif name in hosts:
             text = "the name of a host of the inventory"
         elif name in first:
-            text = f"the name of models[{first[name]}]"
+            text = f"the name of {where(first[name])}"
         elif service := service_of(name, services):
             text = f"a process name of the service {service}"
         elif taken:
             text = f"a service whose process name {taken} is a host of the inventory"
         else:
-            first[name] = index
+            first[name] = document.written(loc)
             continue
-        yield document.problem(loc, f"found {name!r}, {text}, allowed: a name that nothing else has")
+        yield document.problem((*loc, "name"), f"found {name!r}, {text}, allowed: a name that nothing else has")
 
 
-def _model_names(document: Document) -> dict[int, str]:
+def _model_names(document: Document) -> Iterator[tuple[Loc, str]]:
     models = document.data.get("models") if isinstance(document.data, dict) else None
-    items = enumerate(models if isinstance(models, tuple) else ())
-    names = {i: model.get("name") for i, model in items if isinstance(model, dict)}
-    return {i: name for i, name in names.items() if isinstance(name, str)}
+    for index, model in enumerate(models if isinstance(models, tuple) else ()):
+        if isinstance(model, dict) and isinstance(name := model.get("name"), str):
+            loc: Loc = ("models", index)
+            for role in ROLES:
+                if role in model and name.endswith(f"-{role}"):
+                    yield loc, name.removesuffix(f"-{role}")
+            yield loc, name

@@ -26,7 +26,7 @@ def from_pydantic(error: ValidationError, document: Document, root: type[Section
 
 
 def _problem(detail: ErrorDetails, document: Document, root: type[Section]) -> Problem:
-    loc, found = detail["loc"], detail["input"]
+    loc, found = document.written(detail["loc"]), detail["input"]
     phrase = str(detail.get("ctx", {}).get("phrase", ""))
     if loc and loc[-1] == "[key]":
         text = f"found the key {show(found)}, allowed: {phrase}"

@@ -41,6 +41,25 @@ def test_who_lives_is_adopted_as_if_nothing_had_been() -> None:
     assert (after.run, after.state, after["qwen-0"].restarts) == (world.run, State.READY, 0)
 
 
+def test_since_when_it_does_not_serve_is_known_through_every_try_and_to_the_next_controller() -> None:
+    world = up(wanted(restart=RestartPolicy(budget=1)))
+    world.now_s = 70.0
+    world.ends(KILLED)
+    while world.state is not State.FAILED:
+        world.now_s += 10.0
+        world.due()
+        world.runs()
+        world.ends(KILLED)
+    assert world["qwen-0"].served_s == 70.0
+    world.plan(wanted(restart=RestartPolicy(budget=1)))
+    assert (world.state, world["qwen-0"].served_s) == (State.STARTING, 70.0), "tried anew"
+    after = next_controller(world)
+    after.found(run_state(world.run))
+    assert after["qwen-0"].served_s == 70.0
+    after.ready()
+    assert after["qwen-0"].served_s is None
+
+
 def test_who_died_meanwhile_is_news_and_counted_once() -> None:
     world = up()
     after = next_controller(world)

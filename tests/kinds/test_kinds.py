@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -233,6 +234,40 @@ def test_vllm_tells_kv_events_once_and_only_to_who_listens(args: dict[str, objec
     assert "kv_events" not in spec.ports
 
 
+def of_role(role: str, **args: object) -> tuple[LaunchSpec, LaunchSpec]:
+    """What a mocker and a vLLM of a role are told."""
+    told: dict[str, Any] = {"service": "big", "served_as": "b", "model": "m", "args": args, "extra_args": [], "role": role}
+    return mocker(SITE, CELL, **told), vllm(SITE, CELL, **told, kv_events=True)
+
+
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+def test_both_roles_of_a_model_share_its_namespace_and_say_which_they_are(role: str) -> None:
+    mock, real = of_role(role)
+    assert [spec.env["DYN_NAMESPACE"] for spec in (mock, real)] == ["lab_big"] * 2
+    ends = ("--disaggregation-mode", role)
+    if role == "prefill":
+        assert mock.argv[-4:] == (*ends, "--bootstrap-ports", "${port.bootstrap}")
+        assert mock.ports == {"system": 0, "rpc": 0, "bootstrap": 0}
+    else:
+        assert mock.argv[-2:] == ends
+        assert mock.ports == {"system": 0, "rpc": 0}
+    assert real.argv[-4:] == (*ends, "--kv-transfer-config", '{"kv_connector":"NixlConnector","kv_role":"kv_both"}')
+    assert real.env["VLLM_NIXL_SIDE_CHANNEL_PORT"] == "${port.nixl}"
+    assert ("kv_events" in real.ports) == (role == "prefill"), "routers choose a prefill by what it has cached"
+
+
+def test_an_operators_own_kv_transfer_stands_in_a_role_too() -> None:
+    _, real = of_role("decode", kv_transfer_config={"kv_connector": "P2pNcclConnector"})
+    assert real.argv.count("--kv-transfer-config") == 1
+    assert real.argv[3:5] == ("--kv-transfer-config", '{"kv_connector":"P2pNcclConnector"}')
+    assert "nixl" in real.ports
+
+
+@pytest.mark.parametrize("flag", ["disaggregation_mode", "bootstrap_ports", "is_prefill_worker"])
+def test_the_role_of_a_mocker_is_said_by_the_file_only(flag: str) -> None:
+    assert clashes(KINDS["mocker"].owned, {flag: 1}, []) == (flag,)
+
+
 def vllm_with(*extra_args: str, kv_events: bool = False, **args: object) -> LaunchSpec:
     return vllm(SITE, CELL, service="q", served_as="q", model="m", args=args, extra_args=extra_args, kv_events=kv_events)
 
@@ -317,7 +352,7 @@ def test_the_registry_documents_every_port(name: str) -> None:
         "gateway": [gateway(SITE, CELL, port=1, bind="127.0.0.1", endpoints=["http://h:1"])],
         "nats": [nats(SITE, CELL, client_port=1)],
         "frontend": [frontend(SITE, CELL, port=1, bind="127.0.0.1", args={}, extra_args=[])],
-        "mocker": [mocker(SITE, CELL, service="q", served_as="q", model="/m", args={}, extra_args=[])],
+        "mocker": [mocker(SITE, CELL, service="q", served_as="q", model="/m", args={}, extra_args=[], role="prefill")],
         "vllm": [vllm_with(kv_events=True), vllm_with("--kv-transfer-config", "{}", data_parallel_size=2)],
     }[name]
     for spec in specs:

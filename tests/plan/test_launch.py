@@ -231,6 +231,15 @@ def test_over_nats_a_worker_is_told_by_its_model_card() -> None:
     assert (fence["cards"], fence["address"]) == ("v1/mdc/lab_qwen/", "10.1.0.12:${port.system}")
 
 
+def test_both_roles_of_a_model_are_in_one_namespace_and_fenced_there() -> None:
+    model = {"name": "big", "model": "a/b", "engine": "mocker", "prefill": {}, "decode": {}}
+    for name in ("big-prefill-0", "big-decode-0"):
+        made = launched(name, deployed={"name": "lab", "models": [model]})
+        assert made.env["DYN_NAMESPACE"] == "lab_big"
+        assert made.spec["fence"]["prefix"] == "v1/instances/lab_big/"  # type: ignore[index]
+        assert made.spec["about"]["service"] == name.removesuffix("-0")  # type: ignore[index]
+
+
 def test_without_etcd_it_is_fenced_by_its_files() -> None:
     made = launched("qwen-0", deployed=deployment(discovery="file"), inventory=alone())
     assert made.spec["fence"] == {

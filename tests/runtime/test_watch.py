@@ -34,6 +34,7 @@ class World:
         self.name, self.tasks, self._ids = "gpu01", tasks, itertools.count()
         self.looks = self.news = 0  # of the host by itself, and what of it it told
         self.asked: list[int] = []  # ports, by the controller
+        self.posted = 0  # completions
         self.health: str | None = None  # of the endpoint; None: the port is closed
         self.answers = MINE  # who takes the next completion; 0: nobody can
         self.completed = 0
@@ -44,6 +45,8 @@ class World:
         self.aside = Aside.NO
         self.nobody = False  # shown by the frontend, as while etcd is away
         self.listed = True
+        self.role = ""
+        self.prefill = False  # another worker, of that role
         self.fronts = Fronts(list)
         self.told: list[Probed] = []
         self._news = anyio.Event()
@@ -69,9 +72,11 @@ class World:
                 return 200, "\n".join(f"dynamo_component_{name}{labels} {self.completed}" for name in names).encode()
             case 8000, "/health":
                 where = {"transport": {"tcp": f"127.0.0.1:{RPC}/1f/generate"}, "instance_id": MINE}
-                instance = {"namespace": "lab_q", "component": "backend", "endpoint": "generate", **where}
+                component = "prefill" if self.role == "prefill" else "backend"
+                instance = {"namespace": "lab_q", "component": component, "endpoint": "generate", **where}
                 other = {**instance, "transport": {"tcp": "127.0.0.1:9/20/generate"}, "instance_id": OTHER}
                 there = [] if self.nobody else [instance] if self.registered else [other]
+                there += [{**other, "component": "prefill"}] if self.prefill else []
                 return 200, json.dumps({"instances": there}).encode()
             case 8000, "/v1/models":
                 return 200, json.dumps({"data": [{"id": "q"}] if self.listed else []}).encode()
@@ -79,6 +84,7 @@ class World:
                 return self._completion()
 
     def _completion(self) -> tuple[int, bytes]:
+        self.posted += 1
         if not self.answers:
             return 500, b'{"message": "the engine is gone"}'
         self.completed += self.answers == MINE
@@ -128,14 +134,17 @@ class World:
         return self.told[-1]
 
 
-async def watching(play: Callable[[World], Awaitable[None]], was_ready: bool = False, kind: str = "vllm") -> None:
+async def watching(
+    play: Callable[[World], Awaitable[None]], was_ready: bool = False, kind: str = "vllm", role: str = ""
+) -> None:
     async with anyio.create_task_group() as tasks:
         world = World(tasks)
+        world.role = role
         link = cast(HostLink, world)
         fronts = world.fronts = Fronts(lambda: [(link, "127.0.0.1", HTTP)] if world.front else [])
         subject = Subject(
             process="q-0", run="r1", kind=kind, link=link, address="127.0.0.1",
-            ports={"system": SYSTEM, "rpc": RPC, "client": 2379},
+            ports={"system": SYSTEM, "rpc": RPC, "client": 2379}, role=role,
             served_as="q", stall_s=300.0, fronts=fronts, was_ready=was_ready, served=lambda: frozenset("q"),
             aside=lambda: world.aside,
         )  # fmt: skip
@@ -204,6 +213,38 @@ async def test_without_a_frontend_it_is_not_ready_and_not_ill() -> None:
         assert (told.well, told.stage) == (True, "loaded; waiting for a frontend")
 
     await watching(play)
+
+
+async def test_a_prefill_worker_is_ready_when_it_is_well_and_registered_and_is_asked_nothing() -> None:
+    async def play(world: World) -> None:
+        world.listed = world.registered = False
+        world.health = "notready"
+        assert not (await world.until(lambda p: "notready" in p.stage)).ready
+        world.health = "ready"
+        assert not (await world.until(lambda p: p.stage == "loaded, not registered yet")).ready
+        world.registered = True
+        told = await world.until(lambda p: p.ready)
+        assert (told.proven, told.well, told.stage, told.instance) == (True, True, "serving", str(MINE))
+        assert (await world.after(60)).ready, "that nobody decodes is not its fault"
+        assert not world.posted
+        world.health = "notready"
+        assert not (await world.until(lambda p: not p.ready)).well
+
+    await watching(play, role="prefill")
+
+
+async def test_a_decode_worker_says_that_it_lacks_a_prefill() -> None:
+    async def play(world: World) -> None:
+        world.health, world.listed = "ready", False
+        told = await world.until(lambda p: p.stage == "registered, q not listed yet: no prefill")
+        assert (told.ready, told.well) == (False, True)
+        world.prefill = True
+        await world.until(lambda p: p.stage == "registered, q not listed yet")
+        world.listed = True
+        assert (await world.until(lambda p: p.ready)).proven
+        assert world.posted
+
+    await watching(play, role="decode")
 
 
 async def test_a_frontend_that_has_lost_etcd_says_nothing_about_who_serves() -> None:

@@ -221,6 +221,7 @@ def test_the_example_of_a_site_shows_every_key() -> None:
     deployed = load_deployment(site / "deployment.yaml", known)
     assert [(model.name, model.hosts) for model in deployed.models] == [
         ("qwen", ("gpu02", "gpu03")), ("big", ("gpu03",)), ("fixed", ("gpu02",)),
+        ("split-prefill", ("gpu02", "gpu03")), ("split-decode", ("gpu02", "gpu03")),
     ]  # fmt: skip
     text = (site / "hosts.yaml").read_text()
     assert all(f"{key}:" in text for key in HostKeys.model_fields)

@@ -18,7 +18,8 @@ def test_it_knows_what_is_built_and_nothing_else() -> None:
     parts = schema()["$defs"]
     for name in ("Deployment", "InventoryFile", "Model", "HostKeys", "Etcd"):
         assert parts[name]["additionalProperties"] is False
-    assert "prefill" not in parts["Model"]["properties"]
+    assert "loras" not in parts["Model"]["properties"]
+    assert {"prefill", "decode", "name"}.isdisjoint(parts["Role"]["properties"])
     assert parts["Model"]["required"] == ["name", "model", "engine"]
     assert parts["Model"]["properties"]["replicas"]["minimum"] == 0
     assert parts["Model"]["properties"]["replicas"]["description"] == "an integer of at least 0 (and at most 10000)"

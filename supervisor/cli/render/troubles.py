@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from supervisor.cli.render import about
 from supervisor.cli.render.times import ahead, since
+from supervisor.core.ids import run_ms
 from supervisor.core.snapshot import HostStatus, ProcessStatus, Status
-from supervisor.core.verdict import healed, remaining
+from supervisor.core.verdict import healed, models, remaining, unserved
 from supervisor.core.words import listing, plain, plural
 
 TAIL = 6  # last log lines shown
@@ -34,7 +35,38 @@ def troubles(status: Status) -> list[Trouble]:
     found += etcd_elsewhere(status)
     found += unplaced(status)
     found += logouts(status)
+    found = without_a_role(status, found)
     return sorted(found, key=lambda t: (t.at is None, t.at or 0.0))
+
+
+def without_a_role(status: Status, found: list[Trouble]) -> list[Trouble]:
+    """What it means to clients that nobody is there of a role: said where it is told why, the earliest."""
+    found, said = sorted(found, key=lambda t: (t.at is None, t.at or 0.0)), unserved(status)
+    for name, (model, role, at) in said.items():
+        both = all(service["name"] in said for _, service in model.roles)
+        says = f"Clients of {plain(model.name)} get {'503 or 404' if both else what_clients_get(status, role, at)}"
+        says += f"{'' if at is None else ' ' + since(at, status['asof'])}: no {role} worker is there."
+        where = next((n for n, t in enumerate(found) if name in t.names), None)
+        if where is None:
+            about_names = frozenset({name, *(p["name"] for p in status["processes"] if p["service"] == name)})
+            found.append(Trouble(at, about_names, f"{says} None is meant to be.", next=(f"noray start {plain(name)}",)))
+        else:
+            was = found[where]
+            earliest = min((t for t in (at, was.at) if t is not None), default=None)
+            found[where] = replace(was, at=earliest, says=f"{says} {was.says}")
+    return found
+
+
+def what_clients_get(status: Status, role: str, at: float | None) -> str:
+    """Without this role since `at` (1.4.2; measured): 503, but 404 from a frontend that has neither listed any model nor seen a
+    decode worker since it began. Without both roles 404 once neither is registered.
+    """
+    doors = [p for p in status["processes"] if p["kind"] == "frontend" and p["state"] == "ready"]
+    opened = role == "prefill" or any(m.wanted and not m.dark for m in models(status))
+    late = [p for p in doors if not opened and (at is None or run_ms(p["run"] or "") > at * 1000)]
+    if not late:
+        return "503 (not ready to serve requests yet)"
+    return "404 (from a frontend begun without it)" if len(late) == len(doors) else "503 (from later frontends 404)"
 
 
 def controller(status: Status) -> Iterable[Trouble]:

@@ -139,7 +139,7 @@ def degraded(*, controller: bool = True) -> Status:
     crash = [
         process(
             f"big-decode-0.{rank}", "failed", f"gpu0{rank + 1}", gpus=range(4, 8), restarts=5, since=NOW - 180,
-            last_exit=exited(1, OOM, 181), reason="crash loop: 5 restarts in 10 min",
+            last_exit=exited(1, OOM, 181), reason="crash loop: 5 restarts in 10 min", served_until=NOW - 640,
             log_tail=OOM_TAIL if not rank else [], evidence=OOM_TAIL[-1:],
         )
         for rank in range(2)
@@ -151,6 +151,34 @@ def degraded(*, controller: bool = True) -> Status:
     everything = (*BASE, *QWEN[:2], tired, QWEN[3], *prefill, *crash)
     hosts = (host("gpu01"), host("gpu02"), host("gpu03"))
     return status((*BASE_SERVICES, *services), everything, hosts, controller=controller)
+
+
+def one_role(**decode: int) -> list[ServiceStatus]:
+    return [*BASE_SERVICES, service("big-prefill", 1, 1), service("big-decode", **decode)]  # type: ignore[arg-type]
+
+
+def no_decode() -> Status:
+    """It cannot be placed, and never was."""
+    services = one_role(wanted=1, serving=0)
+    services[-1]["reason"] = "no host has 2 free GPUs"
+    return status(services, (*BASE, process("big-prefill-0")))
+
+
+def decode_by_hand() -> Status:
+    """Somebody stopped the one role, and so the model."""
+    held = {"by": "ann", "at": NOW - 60}
+    gone = process("big-decode-0", "stopped", since=NOW - 58, served_until=NOW - 60)
+    stopped_ = dict(gone) | {"desired": "stopped", "pid": None, "reason": "stopped by hand", "held": held}
+    return status(one_role(wanted=0, serving=0), (*BASE, process("big-prefill-0"), stopped_))  # type: ignore[arg-type]
+
+
+def no_prefill() -> Status:
+    """The decode worker is well and waits for it."""
+    waits = process("big-decode-0", "starting", since=NOW - 12, stage="registered, big not listed yet: no prefill")
+    down = process("big-prefill-0", "backoff", "gpu02", restarts=1, since=NOW - 12, next_attempt_at=NOW + 8,
+                   last_exit=exited(None, "", 12, 9), served_until=NOW - 12)  # fmt: skip
+    services = (*BASE_SERVICES, service("big-prefill", 1, 0), service("big-decode", 1, 0))
+    return status(services, (*BASE, down, dict(waits) | {"served_until": NOW - 11}))  # type: ignore[arg-type]
 
 
 def silent_host() -> Status:

@@ -20,13 +20,16 @@ from render_snapshots import (
     all_silent,
     by_hand,
     cut_host,
+    decode_by_hand,
     degraded,
     doctors,
     ends_at_logout,
     exited,
     killed_by_the_kernel,
     led_elsewhere,
+    no_decode,
     no_frontend,
+    no_prefill,
     nvml_hangs,
     on_the_ladder,
     process,
@@ -237,6 +240,9 @@ CASES: dict[str, Callable[[], str]] = {
         no_frontend,
         by_hand,
         ends_at_logout,
+        no_decode,
+        no_prefill,
+        decode_by_hand,
     )
 }
 CASES |= {
