@@ -64,9 +64,9 @@ $(VENV)/.test-ready: pyproject.toml requirements-test.lock | $(BIN)/python
 
 # Every package is listed, and --no-deps leaves out what a CPU does not need. vLLM's CPU build wants torch's, 2.13.0+cpu, from
 # torch's own CPU index if pip does not find it where it looks.
-$(VLLM_VENV)/.ready: tests/vllm/requirements.lock tests/vllm/torchvision_ops.py | $(BIN)/python
+$(VLLM_VENV)/.ready: tests/vllm/requirements.txt tests/vllm/torchvision_ops.py | $(BIN)/python
 	$(BIN)/python -m venv --clear $(VLLM_VENV)
-	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/vllm/requirements.lock
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/vllm/requirements.txt
 	cp tests/vllm/torchvision_ops.py $(VLLM_VENV)/lib/python3*/site-packages/
 	cd $(VLLM_VENV)/lib/python3*/site-packages && echo import torchvision_ops >torchvision_ops.pth
 	@touch $@

@@ -38,6 +38,7 @@ KNOWN = (
     Known(re.compile(r"flag provided but not defined|invalid value .* for flag"), "its arguments are wrong", Retry.NEVER),
     Known(re.compile(r"[Aa]ddress already in use|EADDRINUSE"), "one of its ports was taken", Retry.AT_ONCE),
     Known(re.compile(r"Unable to maintain lease"), "it lost its etcd lease", Retry.BACKOFF),
+    Known(re.compile(r"\bEngineDeadError\b"), "its engine died", Retry.BACKOFF),  # vLLM: EngineCore, whatever ended it
 )  # fmt: skip
 
 REFUSALS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -31,7 +32,9 @@ class CpuLab(EngineLab):
         here = self.hosts["hosts"]["here"]
         here["python"] = PYTHON
         here["env"] |= ENV
-        here["env"]["PATH"] = f"{Path(PYTHON).parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"  # etcd is in the other
+        here["env"]["PATH"] = (
+            f"{Path(PYTHON).parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"  # etcd is in the other
+        )
         self.deployment["frontend"]["args"] = {"router_mode": "round-robin"}
         self.deployment["models"] = [self.engine()]
         self.write()
@@ -45,6 +48,11 @@ class CpuLab(EngineLab):
         assert leader
         return [leader, *below(leader)]
 
+    def told(self, run: str | None, kind: str) -> list[str]:
+        """What the events of that kind of a run of `tiny-0` say."""
+        rows = map(json.loads, self.noray("events", "tiny-0", "--since", "1h", "--json").stdout.splitlines())
+        return [row["text"] for row in rows if row["run"] == run and row["what"] == kind]
+
 
 def shared(pids: list[int]) -> set[str]:
     """The files in /dev/shm that these have mapped or open."""
@@ -52,7 +60,8 @@ def shared(pids: list[int]) -> set[str]:
     for pid in pids:
         try:
             found |= set(re.findall(r"/dev/shm/\S+", Path(f"/proc/{pid}/maps").read_text()))
-            found |= {str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir() if str(link.readlink()).startswith("/dev/shm/")}
+            open_ = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
+            found |= {path for path in open_ if path.startswith("/dev/shm/")}
         except OSError:
             continue
     return found
