@@ -1,4 +1,4 @@
-"""Makes the torchvision of package indexes, built for CUDA, importable over a torch that is not. Goes into `make vllm`'s environment.
+"""Makes a torchvision built for CUDA importable over a torch that is not. Goes into the environment of `make vllm`.
 
 Its own library does not load there, and its import then fails: "operator torchvision::nms does not exist". So what it
 asks for is declared just before. It does nothing, and no text model needs it: transformers only imports torchvision, for image
