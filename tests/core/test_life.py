@@ -176,7 +176,7 @@ def test_the_exit_of_a_leader_whose_engine_died_says_so() -> None:
     world.plan(wanted())
     world.found()
     world.runs()
-    tail = "vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue..\n"
+    tail = "vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue.\n"
     world.ends(exited(1), tail=tail)
     assert world.state == "backoff"
     assert "its engine died" in world["qwen-0"].reason

@@ -15,7 +15,7 @@ import pytest
 
 from tests.e2e.lab import alive, environ, send, until
 from tests.e2e.load import Load
-from tests.gpu.lab import failed, last_exit, of, tell, timed
+from tests.gpu.lab import PATIENCE_S, failed, last_exit, of, tell, timed
 from tests.vllm.lab import CpuLab, shared
 
 SHM: set[str] = set()  # every file in /dev/shm that an engine here has had
@@ -66,9 +66,9 @@ def killed(lab: CpuLab, scenario: str, pid: int | None, cause: str) -> None:
     gone = time.monotonic() - began
     until(lambda: not lab.instances() & instances, 60)
     unrouted = time.monotonic() - began
-    assert left() == []
     lab.healed("tiny-0", before["run"])
     healed = time.monotonic() - began
+    assert left() == []
     after = lab.process("tiny-0")
     last = after["last_exit"]
     assert last is not None
@@ -83,6 +83,7 @@ def killed(lab: CpuLab, scenario: str, pid: int | None, cause: str) -> None:
 
 
 def test_the_keeper_is_killed_and_nobody_notices(lab: CpuLab) -> None:
+    lab.ready(PATIENCE_S)
     before = lab.process("tiny-0")
     (keeper,) = lab.helpers("tiny-0")["keeper"]
     with Load(lambda: lab.stream(50), 2) as load:
@@ -98,6 +99,7 @@ def test_the_keeper_is_killed_and_nobody_notices(lab: CpuLab) -> None:
 
 def test_stopped_while_it_generates(lab: CpuLab) -> None:
     """By the heir of the keeper killed above: what is being generated is finished, and only then it is told to end."""
+    lab.ready(PATIENCE_S)
     worker = lab.process("tiny-0")
     tree = lab.tree(worker["pid"])
     SHM.update(shared(tree))
