@@ -19,7 +19,7 @@ ENV = {
     "OMP_NUM_THREADS": "1",
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
 }
-CONTEXT = 2048
+CONTEXT = 32768  # room for an answer of half a minute
 ENGINE_ARGS = {"load_format": "dummy", "enforce_eager": True, "max_model_len": CONTEXT, "max_num_seqs": 8}
 
 

@@ -82,6 +82,38 @@ def killed(lab: CpuLab, scenario: str, pid: int | None, cause: str) -> None:
          said=said, fenced_after=fenced)  # fmt: skip
 
 
+def test_stopped_while_it_generates(lab: CpuLab) -> None:
+    """What is being generated is finished, and only then it is told to end."""
+    lab.ready(PATIENCE_S)
+    worker = lab.process("tiny-0")
+    tree = lab.tree(worker["pid"])
+    SHM.update(shared(tree))
+    tokens = lab.tokens_for(30, clients=4)
+    requests = lab.streams(4, tokens)
+    began = time.monotonic()
+    stop = lab.start("stop", "tiny-0", "--yes")
+    lab.wait(draining)
+    errors = failed(requests)
+    finished = time.monotonic() - began
+    assert stop.wait(120) == 0
+    over = time.monotonic() - began
+    after = lab.process("tiny-0")
+    tell("stop while it generates", tokens=tokens, requests=4, failed=len(errors), requests_over=finished, stopped=over,
+         exit=last_exit(after), told=lab.told(worker["run"], "exit"))  # fmt: skip
+    assert errors == []
+    assert not any(map(alive, tree))
+    assert left() == []
+    assert after["state"] == "stopped"
+    (told,) = lab.told(worker["run"], "exit")  # of which code is not noray's: 0, or SIGABRT by Dynamo's threads
+    assert told.endswith(", asked")
+    lab.noray("start", "tiny-0", timeout_s=PATIENCE_S)
+
+
+def draining(status: Any) -> bool:
+    process = of(status)
+    return process.get("stop_step") == "drain" and process.get("stop_left") is not None
+
+
 def test_the_keeper_is_killed_and_nobody_notices(lab: CpuLab) -> None:
     lab.ready(PATIENCE_S)
     before = lab.process("tiny-0")
@@ -95,34 +127,3 @@ def test_the_keeper_is_killed_and_nobody_notices(lab: CpuLab) -> None:
     tell("SIGKILL of the keeper", done=load.done, failed=len(load.failures))
     assert load.failures == []
     assert (after["run"], after["pid"], after["state"]) == (before["run"], before["pid"], "ready")
-
-
-def test_stopped_while_it_generates(lab: CpuLab) -> None:
-    """By the heir of the keeper killed above: what is being generated is finished, and only then it is told to end."""
-    lab.ready(PATIENCE_S)
-    worker = lab.process("tiny-0")
-    tree = lab.tree(worker["pid"])
-    SHM.update(shared(tree))
-    tokens = lab.tokens_for(10, clients=4)
-    requests = lab.streams(4, tokens)
-    began = time.monotonic()
-    stop = lab.start("stop", "tiny-0", "--yes")
-    lab.wait(draining)
-    errors = failed(requests)
-    finished = time.monotonic() - began
-    assert stop.wait(120) == 0
-    over = time.monotonic() - began
-    after = lab.process("tiny-0")
-    tell("stop while it generates", tokens=tokens, requests=4, failed=len(errors), requests_over=finished, stopped=over,
-         exit=last_exit(after), last=after["last_exit"])  # fmt: skip
-    assert errors == []
-    assert not any(map(alive, tree))
-    assert left() == []
-    assert after["state"] == "stopped"
-    (told,) = lab.told(worker["run"], "exit")  # of which code is not noray's: 0, or SIGABRT by Dynamo's threads
-    assert told.endswith(", asked")
-
-
-def draining(status: Any) -> bool:
-    process = of(status)
-    return process.get("stop_step") == "drain" and process.get("stop_left") is not None
