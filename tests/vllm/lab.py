@@ -41,7 +41,7 @@ class CpuLab(EngineLab):
 
     def engine(self, **keys: Any) -> dict[str, Any]:
         """`gpus: {}`: none, and none is looked for."""
-        base = {"engine": "vllm", "name": "tiny", "gpus": {}, "args": ENGINE_ARGS}
+        base = {"engine": "vllm", "name": "tiny", "gpus": {}, "args": ENGINE_ARGS, "stop": {"drain": 180}}
         return self.service(**base | {"restart": {"budget": 100, "window": 1}} | keys)
 
     def tree(self, leader: int | None) -> list[int]:

@@ -88,7 +88,7 @@ def test_stopped_while_it_generates(lab: CpuLab) -> None:
     worker = lab.process("tiny-0")
     tree = lab.tree(worker["pid"])
     SHM.update(shared(tree))
-    tokens = lab.tokens_for(30, clients=4)
+    tokens = lab.tokens_for(12, clients=4)
     requests = lab.streams(4, tokens)
     began = time.monotonic()
     stop = lab.start("stop", "tiny-0", "--yes")
