@@ -72,6 +72,7 @@ KNOWN = (
           _R(r"ncclInvalidUsage|NCCL error in|Watchdog caught collective operation timeout")),
     Known("no-gpu", "it found no GPU that it can use", BACKOFF, _R(r"No CUDA GPUs are available")),
     Known("cuda", "its GPU, or what it did there, failed (CUDA)", BACKOFF, _R(r"CUDA error: ")),
+    Known("engine", "its engine died", BACKOFF, _R(r"\bEngineDeadError\b")),  # vLLM's leader, whatever ended its EngineCore
     Known("etcd-data", "its data directory cannot be used", NEVER,
           _R(r"failed to list data directory|cannot access data directory|failed to open database|\"wal: ")),
     Known("etcd-member", "its data is gone, and the other members do not take it back without", NEVER,

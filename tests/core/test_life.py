@@ -173,6 +173,18 @@ def test_a_port_clash_at_run_time_is_tried_again_at_once() -> None:
     assert WakeAt("qwen-0", world.run, 0.0) in world.ends(exited(1), tail=tail)
 
 
+def test_the_exit_of_a_leader_whose_engine_died_says_so() -> None:
+    """Last lines of dynamo.vllm after SIGKILL of EngineCore (1.4.2 over vLLM 0.28); it exits 1."""
+    world = World()
+    world.plan(wanted())
+    world.found()
+    world.runs()
+    tail = "vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue.\n"
+    world.ends(exited(1), tail=tail)
+    assert world.state == "backoff"
+    assert "its engine died" in world["qwen-0"].reason
+
+
 def test_wrong_arguments_are_not_tried_again() -> None:
     world = World()
     world.plan(wanted())

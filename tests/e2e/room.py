@@ -21,7 +21,7 @@ import pytest
 
 MARK = "NORAY_TESTS_INSIDE"  # set: this process is in the room
 E2E = Path(__file__).parent
-CHAOS, GPU, HOSTS = (E2E.with_name(name) for name in ("chaos", "gpu", "hosts"))
+CHAOS, GPU, HOSTS, VLLM = (E2E.with_name(name) for name in ("chaos", "gpu", "hosts", "vllm"))
 UNSHARE = ("unshare", "--net", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child=KILL")
 NETWORK = """\
 link set lo up
@@ -38,7 +38,7 @@ def wanted(arguments: Sequence[str], started_in: Path) -> bool:
     paths = [(started_in / argument.partition("::")[0]).resolve() for argument in arguments]
     reached = {
         tests
-        for tests in (E2E, CHAOS, GPU, HOSTS)
+        for tests in (E2E, CHAOS, GPU, HOSTS, VLLM)
         for path in paths
         if path == tests or path in tests.parents or tests in path.parents
     }

@@ -45,42 +45,10 @@ exec {python} "$@"
 COMPILERS = (b"ninja", b"nvcc", b"cicc", b"ptxas", b"cc1plus", b"cudafe++")
 
 
-class GpuLab(Lab):
-    """One deployment on `gpus` (indexes). `fake` None: real ones."""
+class EngineLab(Lab):
+    """A deployment whose one service, `tiny`, is a vLLM."""
 
-    def __init__(self, place: Path, gpus: list[int], fake: FakeGpus | None) -> None:
-        super().__init__(place)
-        self.gpus, self.fake = gpus, fake
-        write_tiny_model(self.model, context=CONTEXT)
-        here = self.hosts["hosts"]["here"]
-        if fake is None:
-            here["env"] |= caches(CACHE) | {k: v for k, v in os.environ.items() if k.startswith(PASSED_ON)}
-            here["env"]["VLLM_USE_FLASHINFER_SAMPLER"] = "0"  # it compiles for a minute; `compiling` wants it
-        else:
-            here["python"] = str(self.stand_in(fake))
-            here["env"]["STAND_IN_PROCS"] = str(fake.folder / "procs")
-            here["env"]["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        self.deployment["frontend"]["args"] = {"router_mode": "round-robin"}
-        self.deployment["models"] = [self.engine()]
-        self.write()
-
-    @property
-    def real(self) -> bool:
-        return self.fake is None
-
-    def engine(self, **keys: Any) -> dict[str, Any]:
-        base = {"engine": "vllm", "name": "tiny", "gpus": {"here": self.gpus[:1]}, "args": ENGINE_ARGS}
-        return self.service(**base | {"restart": {"budget": 100, "window": 1}} | keys)
-
-    def stand_in(self, fake: FakeGpus) -> Path:
-        wrapper = self.place / "python"
-        env = " ".join(f"{key}={shlex.quote(value)}" for key, value in fake.env.items())
-        stand_in = ROOT / "tests" / "fakes" / "vllm.py"
-        wrapper.write_text(WRAPPER.format(env=env, python=sys.executable, stand_in=stand_in))
-        wrapper.chmod(0o755)
-        return wrapper
-
-    # --- what happens ---------------------------------------------------------------------------------------------------
+    context = CONTEXT
 
     def serve(self) -> float:
         """Start it all; seconds until it is ready."""
@@ -129,7 +97,43 @@ class GpuLab(Lab):
         began = time.monotonic()
         for request in [Request(lambda: self.stream(probe)) for _ in range(clients)]:
             request.wait(120)
-        return min(int(probe * seconds / (time.monotonic() - began)), CONTEXT - 1000)
+        return min(int(probe * seconds / (time.monotonic() - began)), self.context - 1000)
+
+
+class GpuLab(EngineLab):
+    """One deployment on `gpus` (indexes). `fake` None: real ones."""
+
+    def __init__(self, place: Path, gpus: list[int], fake: FakeGpus | None) -> None:
+        super().__init__(place)
+        self.gpus, self.fake = gpus, fake
+        write_tiny_model(self.model, context=CONTEXT)
+        here = self.hosts["hosts"]["here"]
+        if fake is None:
+            here["env"] |= caches(CACHE) | {k: v for k, v in os.environ.items() if k.startswith(PASSED_ON)}
+            here["env"]["VLLM_USE_FLASHINFER_SAMPLER"] = "0"  # it compiles for a minute; `compiling` wants it
+        else:
+            here["python"] = str(self.stand_in(fake))
+            here["env"]["STAND_IN_PROCS"] = str(fake.folder / "procs")
+            here["env"]["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        self.deployment["frontend"]["args"] = {"router_mode": "round-robin"}
+        self.deployment["models"] = [self.engine()]
+        self.write()
+
+    @property
+    def real(self) -> bool:
+        return self.fake is None
+
+    def engine(self, **keys: Any) -> dict[str, Any]:
+        base = {"engine": "vllm", "name": "tiny", "gpus": {"here": self.gpus[:1]}, "args": ENGINE_ARGS}
+        return self.service(**base | {"restart": {"budget": 100, "window": 1}} | keys)
+
+    def stand_in(self, fake: FakeGpus) -> Path:
+        wrapper = self.place / "python"
+        env = " ".join(f"{key}={shlex.quote(value)}" for key, value in fake.env.items())
+        stand_in = ROOT / "tests" / "fakes" / "vllm.py"
+        wrapper.write_text(WRAPPER.format(env=env, python=sys.executable, stand_in=stand_in))
+        wrapper.chmod(0o755)
+        return wrapper
 
     # --- what is seen ---------------------------------------------------------------------------------------------------
 

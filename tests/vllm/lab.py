@@ -1,0 +1,67 @@
+"""A lab whose engine is real vLLM on the CPU, from an environment of its own (`make vllm`)."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from supervisor.demo.model import write_tiny_model
+from tests.e2e.lab import below
+from tests.gpu.lab import EngineLab
+
+PYTHON = os.environ.get("NORAY_VLLM_PYTHON", "")
+ENV = {
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+}
+CONTEXT = 32768  # room for an answer of half a minute
+ENGINE_ARGS = {"load_format": "dummy", "enforce_eager": True, "max_model_len": CONTEXT, "max_num_seqs": 8}
+
+
+class CpuLab(EngineLab):
+    context = CONTEXT
+
+    def __init__(self, place: Path) -> None:
+        super().__init__(place)
+        write_tiny_model(self.model, context=CONTEXT)
+        here = self.hosts["hosts"]["here"]
+        here["python"] = PYTHON
+        here["env"] |= ENV
+        here["env"]["PATH"] = (
+            f"{Path(PYTHON).parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"  # etcd is in the other
+        )
+        self.deployment["frontend"]["args"] = {"router_mode": "round-robin"}
+        self.deployment["models"] = [self.engine()]
+        self.write()
+
+    def engine(self, **keys: Any) -> dict[str, Any]:
+        """`gpus: {}`: none, and none is looked for."""
+        base = {"engine": "vllm", "name": "tiny", "gpus": {}, "args": ENGINE_ARGS, "stop": {"drain": 180}}
+        return self.service(**base | {"restart": {"budget": 100, "window": 1}} | keys)
+
+    def tree(self, leader: int | None) -> list[int]:
+        assert leader
+        return [leader, *below(leader)]
+
+    def told(self, run: str | None, kind: str) -> list[str]:
+        """What the events of that kind of a run of `tiny-0` say."""
+        rows = map(json.loads, self.noray("events", "tiny-0", "--since", "1h", "--json").stdout.splitlines())
+        return [row["text"] for row in rows if row["run"] == run and row["what"] == kind]
+
+
+def shared(pids: list[int]) -> set[str]:
+    """The files in /dev/shm that these have mapped or open."""
+    found: set[str] = set()
+    for pid in pids:
+        try:
+            found |= set(re.findall(r"/dev/shm/\S+", Path(f"/proc/{pid}/maps").read_text()))
+            open_ = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
+            found |= {path for path in open_ if path.startswith("/dev/shm/")}
+        except OSError:
+            continue
+    return found
