@@ -122,6 +122,9 @@ def etcd(folder):
     def key_of(number, namespace):
         return f"v1/instances/{namespace}/{COMPONENT[0]}/{COMPONENT[1]}/{number:x}"
 
+    def card_of(number, namespace):
+        return f"v1/mdc/{namespace}/{COMPONENT[0]}/{COMPONENT[1]}/{number:x}"
+
     def answer(path, body):
         if path == "/health":
             return told({"health": "true", "reason": ""})
@@ -146,6 +149,7 @@ def etcd(folder):
             return json.dumps({"header": {}, "deleted": str(len(hit))})
         kvs = [{"key": coded(key), "value": coded(told(entry(shown[key], *known[shown[key]]))), "lease": str(shown[key])}
                for key in hit]  # fmt: skip
+        kvs += [{"key": coded(card)} for n, w in known.items() if end and first <= (card := card_of(n, w[0])) < end]
         return json.dumps({"header": {}, "kvs": kvs, "count": str(len(kvs))})
 
     def coded(text):

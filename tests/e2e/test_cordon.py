@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from supervisor.core.snapshot import Status
-from tests.e2e.lab import Lab, pids, until
+from tests.e2e.lab import PATIENCE_S, Lab, pids, until
 from tests.e2e.load import Load, Request
 
 
@@ -15,16 +15,23 @@ from tests.e2e.load import Load, Request
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """Two workers; each test finds them serving."""
     with Lab(tmp_path_factory.mktemp("l")) as lab:
-        lab.deployment["models"][0]["replicas"] = 2
+        lab.deployment["models"][0] |= {"replicas": 2, "args": {"speedup_ratio": 1.0}}
         lab.write()
         lab.up()
         yield lab
         lab.down()
 
 
+@pytest.fixture(autouse=True)
+def all_in(pair: Lab) -> None:
+    cordoned = [p["name"] for p in pair.status()["processes"] if "cordon" in p]
+    if cordoned:  # by a test that failed
+        pair.noray("uncordon", *cordoned)
+
+
 def instances(lab: Lab, count: int) -> set[int]:
     """Whom the frontend routes to, once it is that many."""
-    until(lambda: len(lab.instances()) == count)
+    until(lambda: len(lab.instances()) == count, PATIENCE_S)
     return lab.instances()
 
 

@@ -298,7 +298,8 @@ class Link:
                     return None
                 within_s -= PING_S
                 if self._in >= 0 and not self.silent:
-                    self.send(op="ping", n=0)  # a link that hears nothing ends itself
+                    with contextlib.suppress(BrokenPipeError):  # it has ended, and what it said last is still to be read
+                        self.send(op="ping", n=0)  # a link that hears nothing ends itself
                 continue
             part = os.read(self._out, 1 << 16)
             self._open = bool(part)

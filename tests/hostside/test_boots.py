@@ -234,7 +234,11 @@ def test_a_systemd_whose_bus_has_ended(
 
 def test_everybody_hears_sigterm_and_the_link_says_that_the_host_is_leaving(host: Host) -> None:
     link = host.link()
-    link.started(argv=[*PY, "import signal,time; signal.signal(15, lambda *_: time.sleep(0.3) or exit()); time.sleep(99)"])
+    slow = (
+        "import signal,time; signal.signal(15, lambda *_: time.sleep(0.3) or exit()); print('up', flush=True); time.sleep(9)"
+    )
+    link.started(argv=[*PY, slow])
+    wait_for(lambda: b"up" in host.log("w-0", "r1"))
     pids = [link.pid, host.helper("keeper", "r1"), host.helper("pump", "r1"), link.runs["r1"]["pid"]]
     for pid in pids:
         os.kill(pid, signal.SIGTERM)
