@@ -234,9 +234,7 @@ def test_a_systemd_whose_bus_has_ended(
 
 def test_everybody_hears_sigterm_and_the_link_says_that_the_host_is_leaving(host: Host) -> None:
     link = host.link()
-    slow = (
-        "import signal,time; signal.signal(15, lambda *_: time.sleep(0.3) or exit()); print('up', flush=True); time.sleep(9)"
-    )
+    slow = "import signal,time; signal.signal(15, lambda *_: time.sleep(0.3) or exit()); print('up', flush=True); time.sleep(9)"
     link.started(argv=[*PY, slow])
     wait_for(lambda: b"up" in host.log("w-0", "r1"))
     pids = [link.pid, host.helper("keeper", "r1"), host.helper("pump", "r1"), link.runs["r1"]["pid"]]
