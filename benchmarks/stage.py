@@ -10,7 +10,6 @@ import os
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from supervisor.effects.statedir import Files
 from supervisor.plan.build import Plan
@@ -23,14 +22,16 @@ Pids = Mapping[str, int]
 
 
 @contextlib.contextmanager
-def stage(place: Path, router: str, frontends: int = 1, **args: Any) -> Iterator[tuple[Lab, Bed]]:
-    """Nothing runs yet. `args`: of the workers."""
+def stage(place: Path, router: str, frontends: int = 1, window_s: int = 600) -> Iterator[tuple[Lab, Bed]]:
+    """Nothing runs yet. `window_s`: within it, each restart of a worker waits longer."""
     lab = Lab(place)
     with Bed(lab.place, ["a", "b", "c"], env={"NORAY_TEST": lab.mark}) as bed, lab:
         lab.over(bed)
         lab.deployment["etcd"]["host"] = "a"
         lab.deployment["frontend"] |= {"host": "a", "replicas": frontends, "args": {"router_mode": router}}
-        lab.deployment["models"] = [lab.service(replicas=2, hosts=["b", "c"], args={**SPEED, **args}, restart={"budget": 1000})]
+        lab.deployment["models"] = [
+            lab.service(replicas=2, hosts=["b", "c"], args=SPEED, restart={"budget": 1000, "window": window_s})
+        ]
         lab.write()
         yield lab, bed
 
