@@ -17,7 +17,7 @@ import anyio
 import anyio.to_thread
 
 from supervisor.core.exit import Exit
-from supervisor.core.facts import Asked, Fact, HostFound, Phase, RunState, StopAsked, Told
+from supervisor.core.facts import Asked, CordonAsked, Fact, HostFound, Phase, RunState, StopAsked, Told
 from supervisor.core.memory import Remembered, remembered
 from supervisor.core.process import Process
 from supervisor.effects.statedir import StateDir
@@ -71,6 +71,9 @@ class Recorder:
                     self._events_of(host, state, ahead_ms)
             case Asked(names, up, by, _, runs):
                 word = "restart" if runs else "start" if up else "stop"
+                self.note("ordered", f"{word} {' '.join(sorted(names))}, by {by or 'nobody knows whom'}")
+            case CordonAsked(names, on, by):
+                word = "cordon" if on else "uncordon"
                 self.note("ordered", f"{word} {' '.join(sorted(names))}, by {by or 'nobody knows whom'}")
             case StopAsked(skip_drain):
                 self.note("ordered", self._end + (", at once" if skip_drain else ""))

@@ -11,7 +11,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from supervisor.core.facts import Asked, HostFound, Phase, RunEvent, Told
+from supervisor.core.facts import Asked, CordonAsked, HostFound, Phase, RunEvent, Told
 from supervisor.core.known import Fleet
 from supervisor.core.process import State
 from supervisor.core.restart import RestartPolicy
@@ -127,9 +127,11 @@ def test_an_older_host_side_tells_none(state: StateDir, pen: Recorder) -> None:
 def test_the_operators_words_are_on_record(state: StateDir, pen: Recorder) -> None:
     pen.heard(Asked(frozenset({"qwen", "etcd-0"}), False, "ann"))
     pen.heard(Asked(frozenset({"qwen"}), True, "", runs=frozenset({"r1"})))
+    pen.heard(CordonAsked(frozenset({"gpu01:3"}), True, "ann"))
     pen.close()
     assert [(e.what, e.text) for e in events(state)] == [
         ("ordered", "stop etcd-0 qwen, by ann"), ("ordered", "restart qwen, by nobody knows whom"),
+        ("ordered", "cordon gpu01:3, by ann"),
     ]  # fmt: skip
 
 

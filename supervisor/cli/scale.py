@@ -17,6 +17,7 @@ from supervisor.cli.common import as_status, confirm, write, write_json
 from supervisor.cli.render.progress import Progress
 from supervisor.cli.start import order
 from supervisor.control.client import NoController, connect
+from supervisor.core.wanted import STORES
 from supervisor.effects.statedir import Files, StateDir, choose
 from supervisor.errors import NorayError, UsageError
 from supervisor.spec.scaled import FRONTEND
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _scalable(files: Files) -> list[str]:
     wanted = files.plan().wanted.values()
-    return sorted({process.service for process in wanted if process.kind not in ("etcd", "gateway", "nats")} | {FRONTEND})
+    return sorted({process.service for process in wanted if process.kind not in STORES} | {FRONTEND})
 
 
 def _numbers(words: Iterable[str], known: list[str]) -> dict[str, int]:

@@ -91,6 +91,12 @@ def routed(fleet: Fleet, fact: Routed) -> Result:
     return _with(fleet, host), (Witness(host.name),) if late else ()
 
 
+def gone(fleet: Fleet, name: str, run: RunState) -> Fleet:
+    """What is out of the routing ends with the run that it was: a later one may have its number."""
+    host = fleet.hosts.get(name)
+    return fleet if host is None or run.door not in host.out else _with(fleet, replace(host, out=host.out - {run.door}))
+
+
 def _ports(runs: Iterable[RunState]) -> frozenset[int]:
     return frozenset(run.door for run in runs) - {0}
 

@@ -7,10 +7,8 @@ being out of reach is `absence.py`'s to say.
 
 from __future__ import annotations
 
-import difflib
 import enum
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 
 from supervisor.errors import UsageError
 
@@ -19,10 +17,9 @@ from .facts import CordonAsked, Phase
 from .hand import Held, Holds
 from .known import Fleet, Host
 from .process import Process, State
-from .wanted import Wanted
-from .words import plain
+from .wanted import INFRASTRUCTURE, Wanted
+from .words import nearest, plain
 
-NOT_ROUTED_TO = {"etcd", "nats", "frontend"}
 UP = (State.STARTING, State.READY)
 
 
@@ -34,25 +31,25 @@ def meant(names: Collection[str], wanted: Mapping[str, Wanted], hosts: Collectio
         if name in hosts or (colon and host in hosts and gpu.isdecimal()):
             continue
         if name not in kinds:
-            close = difflib.get_close_matches(name, sorted({*kinds, *hosts}), 1)
-            hint = f"did you mean {close[0]}?" if close else "a process, a service, a host, or a GPU as HOST:INDEX"
+            hint = nearest(name, {*kinds, *hosts}, "a process, a service, a host, or a GPU as HOST:INDEX")
             raise UsageError(f"nothing is called {plain(name)!r}", hint)
-        if kinds[name] in NOT_ROUTED_TO:
-            raise UsageError(f"{name} is no worker: nothing is routed to it", "a frontend says 503 as soon as it is stopped")
+        if kinds[name] in INFRASTRUCTURE:
+            raise UsageError(f"{name} is no worker: nothing is routed to it", "a frontend says 503 itself while it stops")
     return frozenset(names)
 
 
 def names_of(process: Process) -> set[str]:
     """All that it is covered by."""
     want = process.wanted
-    if want.kind in NOT_ROUTED_TO:
+    if want.kind in INFRASTRUCTURE:
         return set()
     gpus = {gpu.index for gpu in process.seen.gpus} if process.seen else {gpu for gpu in want.gpus if isinstance(gpu, int)}
     return {want.name, want.service, want.host, *(f"{want.host}:{gpu}" for gpu in gpus)}
 
 
-def cordoned_by(cordons: Holds, process: Process) -> Held | None:
-    return next((cordons[name] for name in sorted(names_of(process)) if name in cordons), None)
+def words(cordons: Holds, process: Process) -> list[str]:
+    """By which of its names it is cordoned, the first that was said first."""
+    return sorted(names_of(process) & cordons.keys(), key=lambda name: (cordons[name].at_ms, name))
 
 
 def after(cordons: Holds, asked: CordonAsked) -> Holds:
@@ -83,7 +80,7 @@ def aside(fleet: Fleet, process: Process) -> Aside:
     """Whether anything new reaches it."""
     if out(fleet.hosts.get(process.wanted.host), process):
         return Aside.OUT
-    return Aside.NO if cordoned_by(fleet.cordons, process) is None else Aside.SOON
+    return Aside.SOON if words(fleet.cordons, process) else Aside.NO
 
 
 def late(fleet: Fleet, process: Process) -> bool:
@@ -91,52 +88,48 @@ def late(fleet: Fleet, process: Process) -> bool:
     if process.state not in (*UP, State.UNKNOWN) or not _port(process):
         return False
     gone = out(fleet.hosts.get(process.wanted.host), process)
-    if cordoned_by(fleet.cordons, process) is None:
+    if not words(fleet.cordons, process):
         return gone
     return not gone and (process.state is State.READY or process.instance != "")
 
 
 def still_out(fleet: Fleet, names: Collection[str]) -> list[str]:
     """Of those that were put back, who is out by another word."""
-    meant = {name: names_of(p) for name, p in fleet.processes.items() if names_of(p) & set(names)}
-    words = {name: sorted(all_names & fleet.cordons.keys()) for name, all_names in meant.items()}
-    return [f"still cordoned: {name}, as {' and '.join(said)} is" for name, said in words.items() if said]
+    out_by = {p.wanted.name: words(fleet.cordons, p) for p in fleet.processes.values() if names_of(p) & set(names)}
+    return [f"still cordoned: {name}, as {' and '.join(said)} is" for name, said in out_by.items() if said]
 
 
 def by_hand(fleet: Fleet, host: str) -> frozenset[int]:
     """The request-plane ports there that stay out, whoever reaches them."""
-    here = (p for p in fleet.processes.values() if p.wanted.host == host and cordoned_by(fleet.cordons, p) is not None)
+    here = (p for p in fleet.processes.values() if p.wanted.host == host and words(fleet.cordons, p))
     return frozenset(port for port in map(_port, here) if port)
 
 
-def routes(before: Fleet, fleet: Fleet) -> tuple[Fleet, tuple[Action, ...]]:
+def routes(before: Fleet, fleet: Fleet) -> tuple[Action, ...]:
     """Whoever is to be out and is registered by now is taken out, whose cordon was lifted is put back: once each, as a `Route`
     is tried until it is done.
     """
     if fleet.cordons is before.cordons and not fleet.cordons:
-        return fleet, ()
+        return ()
     actions: list[Action] = []
     for name, process in fleet.processes.items():
         was = before.processes.get(name, process)
         if fleet.cordons is before.cordons and was is process:
             continue
         host, port = process.wanted.host, _port(process)
-        if (process.over or process.run != was.run) and out(known := fleet.hosts.get(was.wanted.host), was):
-            assert known is not None
-            fleet = replace(fleet, hosts={**fleet.hosts, known.name: replace(known, out=known.out - {_port(was)})})
         if not port:
             continue
         if _to_be_out(fleet, process):
             if was.run != process.run or not _to_be_out(before, was):
                 actions.append(Route(host, out=frozenset({port})))
-        elif process.state in UP and cordoned_by(before.cordons, process) and not cordoned_by(fleet.cordons, process):
+        elif process.state in UP and words(before.cordons, process) and not words(fleet.cordons, process):
             actions.append(Route(host, back=frozenset({port})))
-    return fleet, tuple(actions)
+    return tuple(actions)
 
 
 def _to_be_out(fleet: Fleet, process: Process) -> bool:
     live = process.seen is not None and process.seen.phase is Phase.RUNNING
-    return live and process.state in UP and process.instance != "" and cordoned_by(fleet.cordons, process) is not None
+    return live and process.state in UP and process.instance != "" and bool(words(fleet.cordons, process))
 
 
 def _names(wanted: Mapping[str, Wanted]) -> set[str]:

@@ -39,8 +39,8 @@ from .ids import run_ms
 from .known import Fleet, Host, Surplus
 from .memory import recalled
 from .process import AT_REST, Body, Event, Process, State, at_rest, step, to, with_run
-from .turns import KEPT_BY, settled, warmed
-from .wanted import Wanted
+from .turns import settled, warmed
+from .wanted import STORES, Wanted
 
 EVENT_OF = {Phase.RUNNING: Event.RUNNING, Phase.ENDED: Event.ENDED, Phase.STUCK: Event.STUCK, Phase.GONE: Event.GONE}
 REGISTRY_LOST = "etcd has lost its data: who is registered must register anew"
@@ -54,8 +54,7 @@ def step_fleet(fleet: Fleet, fact: Fact, now_s: float) -> Result:
     after, actions = _step(fleet, fact, now_s)
     if after.observing:
         return after, actions
-    after, routes = cordon.routes(fleet, after)
-    return after, (*actions, *routes)
+    return after, (*actions, *cordon.routes(fleet, after))
 
 
 def _step(fleet: Fleet, fact: Fact, now_s: float) -> Result:
@@ -213,6 +212,8 @@ def _told(fleet: Fleet, host: str, state: RunState, now_s: float) -> Result:
         ), ()
     if not _is_about(fleet, state.process, state.run) or fleet.processes[state.process].wanted.host != host:
         return fleet, ()
+    if state.phase is Phase.GONE:
+        fleet = absence.gone(fleet, host, state)
     if fleet.processes[state.process].over:
         return fleet, ()  # the dead do not rise: an old fact
     if state.exit is not None and state.exit.cause == "terminated" and fleet.hosts[host].leaving:
@@ -300,7 +301,7 @@ def _registry_lost(fleet: Fleet, now_s: float) -> Result:
     processes = dict(fleet.processes)
     for name, process in fleet.processes.items():
         want = process.wanted
-        if want.kind not in KEPT_BY and process.up and process.state in (State.STARTING, State.READY):
+        if want.kind not in STORES and process.up and process.state in (State.STARTING, State.READY):
             process = to(replace(process, asked=True), State.DRAINING, REGISTRY_LOST, now_s)
             processes[name] = process
             actions += [Unwatch(name), Stop(want.host, process.run, want.term_s)]

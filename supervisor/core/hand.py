@@ -4,7 +4,6 @@ or leaves the files. Pure bookkeeping; `fleet.py` acts on it.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
@@ -14,7 +13,7 @@ from .actions import Action, Stop
 from .facts import Asked
 from .process import Process, State, to
 from .wanted import Wanted
-from .words import plain
+from .words import nearest, plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +35,7 @@ def meant(names: Collection[str], wanted: Mapping[str, Wanted]) -> frozenset[str
         there.setdefault(want.host, set()).add(want.name)
     for name in names:
         if name not in known and (name not in there or not name):
-            close = difflib.get_close_matches(name, sorted(known | there.keys()), 1)
-            hint = f"did you mean {close[0]}?" if close else "see what there is: noray status -a"
+            hint = nearest(name, known | there.keys(), "see what there is: noray status -a")
             raise UsageError(f"no process, service or host is called {plain(name)!r}", hint)
     return frozenset().union(*({name} if name in known else there[name] for name in names))
 

@@ -41,6 +41,10 @@ class HeldStatus(TypedDict):
     at: float
 
 
+class CordonStatus(HeldStatus):
+    names: list[str]  # that were said: its own, its service's, its host's, its GPU's
+
+
 class ServiceStatus(TypedDict):
     name: str
     kind: str
@@ -82,7 +86,7 @@ class ProcessStatus(TypedDict):
     stop_step: NotRequired[str]  # of the stop ladder: drain, term_leader, term_rest, kill, stuck, gpu_return, gpu_held
     stop_until: NotRequired[float]  # when the next step comes
     held: NotRequired[HeldStatus]  # stopped by hand, and so until `noray start`
-    cordon: NotRequired[HeldStatus]  # cordoned by hand, and so until `noray uncordon`
+    cordon: NotRequired[CordonStatus]  # cordoned by hand, and so until `noray uncordon` of these names
     replaces: NotRequired[str]  # whom it stands in for, whose host is lost
     replaced_by: NotRequired[str]  # who stands in for it
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from .cordon import cordoned_by
 from .cordon import out as is_out
+from .cordon import words
 from .exit import Exit
 from .facts import GpuSeen, RunGpu
 from .hand import Holds, held_by
@@ -40,8 +40,9 @@ def status(
         if hold := held_by(fleet.held, p.wanted):
             process["held"] = {"by": hold.by, "at": hold.at_ms / 1000}
             process["reason"] = "stopped by hand" if p.state is State.STOPPED else process["reason"]
-        if word := cordoned_by(fleet.cordons, p):
-            process["cordon"] = {"by": word.by, "at": word.at_ms / 1000}
+        if names := words(fleet.cordons, p):
+            first = fleet.cordons[names[0]]
+            process["cordon"] = {"by": first.by, "at": first.at_ms / 1000, "names": names}
         if p.wanted.replaces:
             process["replaces"] = p.wanted.replaces
         if p.wanted.name in stand_ins:

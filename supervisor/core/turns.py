@@ -8,8 +8,8 @@ from .actions import Action, Spawn
 from .ids import run_id
 from .known import Fleet
 from .process import AT_REST, Process, State, settle
+from .wanted import STORES
 
-KEPT_BY = {"etcd", "gateway", "nats"}  # kinds: they hold what the others register, and register nothing themselves
 NOT_YET = {State.STARTING, State.DRAINING, State.STOPPING}
 BEHIND = "the first of its kind on its host is being started"
 HOLDS_NOBODY = {*AT_REST, State.UNKNOWN, State.STUCK, State.BACKOFF}
@@ -42,7 +42,7 @@ def settled(before: Fleet, fleet: Fleet, now_s: float) -> tuple[Fleet, tuple[Act
         process = fleet.processes[name]
         may_stop = turn is None or process.up or process.wanted.stop_rank <= turn
         shut = closed.get(process.wanted.host, "")
-        headless = etcd_away and process.wanted.kind not in KEPT_BY
+        headless = etcd_away and process.wanted.kind not in STORES
         cold = (process.wanted.host, process.wanted.cold)
         behind = cold in under_way
         free = name not in ending and not shut and not headless and not behind

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from supervisor.core.snapshot import ProcessStatus, ServiceStatus, Status
+from supervisor.core.wanted import INFRASTRUCTURE
 from supervisor.core.words import clip, listing, plain, plural
 
-INFRASTRUCTURE = ("etcd", "gateway", "nats", "frontend")  # kinds; every other kind is a model or a role of one
 GONE = ("pending", "backoff", "stopped", "failed")  # states without a process
 BROKEN = ("failed", "stuck", "backoff", "unknown", "draining", "stopping", "stopped")  # worst first
 AFTER_STATE = {"failed": "failed", "stuck": "stuck", "backoff": "restarting", "stopping": "restarting"}

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 from .restart import RestartPolicy
 
+STORES = frozenset({"etcd", "gateway", "nats"})  # kinds: they hold what the others register, and register nothing themselves
+INFRASTRUCTURE = STORES | {"frontend"}  # every other kind is a worker, of a model or of one role of it
+
 
 @dataclass(frozen=True, slots=True)
 class Wanted:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 
 
 def plain(text: str) -> str:
@@ -27,6 +28,12 @@ def listing(names: Sequence[str], most: int = 4) -> str:
     if len(names) > most:
         return f"{', '.join(names[: most - 1])} and {len(names) - most + 1} more"
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def nearest(name: str, known: Iterable[str], otherwise: str) -> str:
+    """A hint for who mistyped one of the known names: the nearest, if any is near."""
+    close = difflib.get_close_matches(name, sorted(known), 1)
+    return f"did you mean {plain(close[0])}?" if close else otherwise
 
 
 def size(count: int) -> str:

@@ -95,12 +95,23 @@ def test_whoever_reaches_it_only_the_operator_puts_it_back() -> None:
     assert shown(world)["cordoned"]
 
 
+def test_what_stores_for_others_is_no_worker_of_the_host() -> None:
+    world = up(replace(wanted("etcd-gateway-0"), kind="gateway"), WORKER)
+    world.told(Phase.RUNNING, ports={"rpc": PORT})
+    world.ready(instance="31")
+    assert says(world, "gpu01") == [Route("gpu01", out=frozenset({PORT}))]
+    assert "cordon" not in shown(world, "etcd-gateway-0")
+    with pytest.raises(UsageError, match="no worker"):
+        meant(["etcd-gateway-0"], world.fleet.wanted, ["gpu01"])
+
+
 def test_what_another_word_keeps_out_is_told() -> None:
     world = serving()
     says(world, "gpu01")
     says(world, "qwen-0")
     assert says(world, "qwen-0", on=False) == []
     assert still_out(world.fleet, {"qwen-0"}) == ["still cordoned: qwen-0, as gpu01 is"]
+    assert shown(world)["cordon"] == {"by": "ann", "at": 0.007, "names": ["gpu01"]}
     says(world, "gpu01", on=False)
     assert still_out(world.fleet, {"qwen-0"}) == []
 

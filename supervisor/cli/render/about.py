@@ -84,6 +84,12 @@ def by_hand(process: ProcessStatus, now: float) -> str:
     return f"stopped by hand ({plain(held['by']) or 'somebody'}, {clock(held['at'], now)})"
 
 
+def cordoned_by(process: ProcessStatus, now: float) -> str:
+    """by hand (ann, 12:03:04)"""
+    word = process.get("cordon")
+    return f"by hand ({plain(word['by']) or 'somebody'}, {clock(word['at'], now)})" if word and process["cordoned"] else ""
+
+
 LADDER = {  # the steps of a stop as the host says them, and what their deadline brings
     "drain": "no new requests, SIGTERM in {} at the latest",
     "term_leader": "SIGTERM sent, has {} more",
@@ -116,6 +122,8 @@ def story(process: ProcessStatus, now: float) -> str:
         said.append(stop_step(process, now))
     if process["restarts"] and process["state"] in ("backoff", *BACK_AGAIN):
         said.append(f"restart {process['restarts']}")
+    if cordoned_by(process, now):
+        said.append(cordoned_by(process, now))
     lead = ", ".join(said)
     return ": ".join(filter(None, (lead, because(process))))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from supervisor.core.snapshot import Status
-from supervisor.core.verdict import INFRASTRUCTURE
+from supervisor.core.wanted import INFRASTRUCTURE
 from supervisor.core.words import listing, plain, plural
 
 LIVE = ("starting", "ready", "draining", "stopping", "stuck", "unknown")

@@ -145,7 +145,8 @@ def processes(status: Status) -> Iterable[Trouble]:
     alike: dict[tuple[object, ...], list[ProcessStatus]] = {}
     for p in status["processes"]:
         if wrong(p) and not (p["state"] == "unknown" and p["host"] in explained):
-            key = (p["service"], p["state"], p["cordoned"], about.because(p))
+            said = tuple(p["cordon"]["names"]) if "cordon" in p else ()
+            key = (p["service"], p["state"], p["cordoned"], about.because(p), said)
             alike.setdefault(key, []).append(p)
     for group in alike.values():
         group.sort(key=lambda p: began(p) or status["asof"])
@@ -164,7 +165,9 @@ def wrong(process: ProcessStatus) -> bool:
 
 
 def began(process: ProcessStatus) -> float | None:
-    """When the trouble began: the exit before the state that it led to."""
+    """When the trouble began: the exit before the state that it led to, the word that keeps it out of the routing."""
+    if process["state"] == "ready" and "cordon" in process:
+        return process["cordon"]["at"]
     last = process["last_exit"]
     return last["at"] if last is not None and process["state"] not in ("ready", "unknown") else process["since"]
 
@@ -194,9 +197,10 @@ def of_processes(group: Sequence[ProcessStatus], now: float) -> Trouble:
             says = f"{who} {is_} unknown{when}{f', last known {was}' if was else ''}"
             next_ = ("noray status --all",)
         case _ if first["cordoned"]:
-            by = plain(first["cordon"]["by"]) if "cordon" in first else ""
-            says = f"{who} {is_} cordoned{by and f' by {by}'}{when} and {'gets' if one else 'get'} no requests"
-            next_ = (f"noray uncordon {name}",)
+            word = first.get("cordon")
+            by = f" by {plain(word['by'])}" if word and word["by"] else ""
+            says = f"{who} {is_} cordoned{by}{when} and {'gets' if one else 'get'} no requests"
+            next_ = (f"noray uncordon {' '.join(map(plain, word['names']))}",) if word else ("noray status --all",)
         case "starting" | "pending":
             step = about.stage(first)
             says = f"{who} {is_} starting again{f' ({step})' if step else ''}{tried}, down{when}"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-
 from supervisor.cli.render import about
 from supervisor.cli.render.status import verdict_lines
 from supervisor.cli.render.text import Look, fit, style_of, wrap
@@ -11,7 +9,7 @@ from supervisor.cli.render.times import clock, duration, since
 from supervisor.cli.render.troubles import Trouble, troubles
 from supervisor.core.snapshot import ProcessStatus, Status
 from supervisor.core.verdict import Model, counts, models, remaining, wanted
-from supervisor.core.words import listing, plain, plural
+from supervisor.core.words import listing, nearest, plain, plural
 from supervisor.errors import UsageError
 
 
@@ -77,8 +75,7 @@ def names_meant(status: Status, name: str) -> set[str]:
     model = model_named(status, name)
     if model is not None:
         return {name, *(service["name"] for _, service in model.roles)}
-    close = difflib.get_close_matches(name, sorted(known | {m.name for m in models(status)}), 1)
-    hint = f"did you mean {plain(close[0])}?" if close else "see what there is: noray status -a"
+    hint = nearest(name, known | {m.name for m in models(status)}, "see what there is: noray status -a")
     raise UsageError(f"nothing here is called {plain(name)!r}", hint)
 
 

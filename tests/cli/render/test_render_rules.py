@@ -129,9 +129,18 @@ def test_what_could_not_be_placed_is_not_called_starting() -> None:
 
 
 def test_a_cordoned_replica_is_a_shortfall_and_says_how_to_end_it() -> None:
-    s = status([service("qwen", 1, 0)], [process("qwen-0", cordoned=True)])
+    word = {"by": "ann", "at": NOW - 5, "names": ["gpu01", "qwen-0"]}
+    s = status([service("qwen", 1, 0)], [process("qwen-0", cordoned=True, cordon=word)])
     assert verdict(s) == "DEGRADED  qwen NOT SERVING: 0/1 (cordoned, see: noray why qwen)"
-    assert "next: noray uncordon qwen-0" in show_why(s, Look())
+    why = show_why(s, Look())
+    assert "next: noray uncordon gpu01 qwen-0" in why, "every word that keeps it out"
+    assert "by ann since" in why
+    assert "(5.0 s)" in why, "since that was said, however long it has been ready"
+
+
+def test_whom_the_witness_took_out_no_word_of_ours_puts_back() -> None:
+    s = status([service("qwen", 1, 0)], [process("qwen-0", cordoned=True)])
+    assert "uncordon" not in show_why(s, Look())
 
 
 def test_many_models_stay_one_line() -> None:
