@@ -190,10 +190,8 @@ class Controller:
     def _published(self, before: Fleet, after: Fleet) -> None:
         self.fleet = after
         self._taken += 1
-        if self.use is Use.SERVE and after.held != before.held:
-            self.orders.remember(after.held)
-        if self.use is Use.SERVE and after.cordons != before.cordons:
-            self.orders.remember_cordons(after.cordons)
+        if self.use is Use.SERVE and (after.held != before.held or after.cordons != before.cordons):
+            self.orders.remember(after.held, after.cordons)
         moved = {name: p for name, p in after.processes.items() if before.processes.get(name) is not p}
         if self.use is Use.SERVE and self.placing.turned_away(self._plan, moved.values()):
             self._tasks.start_soon(self.adopt_places, self.placing.known(self.files))

@@ -143,23 +143,17 @@ class Orders:
                     while stuck() and not done():
                         await self._to.change()
 
-    def remember_cordons(self, cordons: Holds) -> None:
-        """As `remember`."""
-        if cordons != self._cordons:
-            try:
-                self._to.state.save_cordons(cordons)
-                self._cordons = cordons
-            except NorayError as error:
-                log.error("not remembered", why=str(error))
-
-    def remember(self, held: Holds) -> None:
-        """A hold that was lifted, or that left the files."""
-        if held != self._held:
-            try:
+    def remember(self, held: Holds, cordons: Holds) -> None:
+        """Words that were lifted, or that left the files."""
+        try:
+            if held != self._held:
                 self._to.state.save_held(held)
                 self._held = held
-            except NorayError as error:
-                log.error("not remembered", why=str(error))
+            if cordons != self._cordons:
+                self._to.state.save_cordons(cordons)
+                self._cordons = cordons
+        except NorayError as error:
+            log.error("not remembered", why=str(error))
 
 
 def _settled(p: Process, old: frozenset[str]) -> bool:

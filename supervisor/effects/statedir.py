@@ -180,8 +180,11 @@ class StateDir:
 
     def save_held(self, held: Holds) -> None:
         """Whole or not at all, and on the disk on return. Raises NorayError: then nothing was changed."""
-        kept = {name: {"by": h.by, "at_ms": h.at_ms} for name, h in held.items()}
-        self._intend("held", {"held": kept}, "what is stopped by hand")
+        self._save_words("held", held, "what is stopped by hand")
+
+    def save_cordons(self, cordons: Holds) -> None:
+        """As `save_held`."""
+        self._save_words("cordons", cordons, "who is cordoned")
 
     def hold(self, names: Iterable[str], by: str) -> None:
         """Remember a stop by hand where no controller does. Raises NorayError, as `load_held` and `save_held` do."""
@@ -190,20 +193,19 @@ class StateDir:
 
     def load_held(self) -> dict[str, Held]:
         """Raises NorayError for what nobody of us wrote."""
-        kept = self._intent("held")
-        with self._ours("held"):
-            held = kept["held"].items() if kept else ()
-            return {str(name): Held(str(h["by"]), int(h["at_ms"])) for name, h in held}
-
-    def save_cordons(self, cordons: Holds) -> None:
-        """As `save_held`."""
-        self._intend("cordons", {"cordons": {n: {"by": h.by, "at_ms": h.at_ms} for n, h in cordons.items()}}, "who is cordoned")
+        return self._load_words("held")
 
     def load_cordons(self) -> dict[str, Held]:
         """As `load_held`."""
-        kept = self._intent("cordons")
-        with self._ours("cordons"):
-            return {str(n): Held(str(h["by"]), int(h["at_ms"])) for n, h in kept["cordons"].items()} if kept else {}
+        return self._load_words("cordons")
+
+    def _save_words(self, name: str, words: Holds, what: str) -> None:
+        self._intend(name, {name: {who: {"by": h.by, "at_ms": h.at_ms} for who, h in words.items()}}, what)
+
+    def _load_words(self, name: str) -> dict[str, Held]:
+        kept = self._intent(name)
+        with self._ours(name):
+            return {str(who): Held(str(h["by"]), int(h["at_ms"])) for who, h in kept[name].items()} if kept else {}
 
     def next_epoch(self) -> int:
         """For a controller that begins, in ms of the wall clock or more; on the disk on return. Raises NorayError."""

@@ -14,6 +14,7 @@ import signal
 import time
 from typing import Any, Dict, Iterator, List, Optional
 
+from .procfs import oom_kills
 from .rundir import Run
 
 TOP = "noray"
@@ -52,11 +53,7 @@ class Cgroup:
 
     def oom_kills(self) -> Optional[int]:
         """How many inside the kernel has killed for lack of memory; None where no memory controller counts them."""
-        try:
-            with open(os.path.join(self.path, "memory.events")) as file:
-                return next((int(line.split()[1]) for line in file if line.startswith("oom_kill ")), None)
-        except OSError:
-            return None
+        return oom_kills(os.path.join(self.path, "memory.events"))
 
     def kill(self) -> None:
         """SIGKILL everybody inside, frozen first: who is frozen cannot fork away from us."""

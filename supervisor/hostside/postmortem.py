@@ -11,6 +11,7 @@ import time
 from typing import Callable, Dict, Optional, Tuple
 
 from .cgroup import Cgroup
+from .procfs import oom_kills
 
 VMSTAT = "/proc/vmstat"
 # Between two readings: an end is compared with one that is 30 to 60 s old. A process of hundreds of GB takes many seconds to
@@ -18,25 +19,16 @@ VMSTAT = "/proc/vmstat"
 LOOK_S = 30.0
 
 
-def count(path: str) -> Optional[int]:
-    """`oom_kill N` of a file like /proc/vmstat; None where there is none."""
-    try:
-        with open(path) as file:
-            return next((int(line.split()[1]) for line in file if line.startswith("oom_kill ")), None)
-    except (OSError, ValueError, IndexError):
-        return None
-
-
 class Kills:
     """The kernel's count now and then. `look` every LOOK_S."""
 
     def __init__(self, vmstat: str = VMSTAT, now: Callable[[], float] = time.monotonic) -> None:
         self._vmstat, self._now = vmstat, now
-        self._old: Tuple[float, Optional[int]] = (now(), count(vmstat))
+        self._old: Tuple[float, Optional[int]] = (now(), oom_kills(vmstat))
         self._new = self._old
 
     def look(self) -> None:
-        self._old, self._new = self._new, (self._now(), count(self._vmstat))
+        self._old, self._new = self._new, (self._now(), oom_kills(self._vmstat))
 
     def signs(self, group: Optional[Cgroup]) -> Dict[str, str]:
         """Of an end that has just been. Nothing of others is said where the run's own cgroup knows that it was not meant."""
@@ -44,7 +36,7 @@ class Kills:
         if own is not None:
             told = "the kernel killed %d of its processes for lack of memory (memory.events of its cgroup)" % own
             return {"oom": told} if own else {}
-        (began, before), after = self._old, count(self._vmstat)
+        (began, before), after = self._old, oom_kills(self._vmstat)
         if before is None or after is None or after <= before:
             return {}
         last_s = max(self._now() - began, 1.0)

@@ -24,14 +24,31 @@ class Process(NamedTuple):
 
 def read(pid: int) -> Optional[Process]:
     """The process as it is now; None if there is none."""
+    fields = _stat(pid)
+    return (
+        None
+        if fields is None
+        else Process(pid, int(fields[19]), int(fields[1]), int(fields[3]), fields[0].decode(), int(fields[17]))
+    )
+
+
+def _stat(pid: int) -> Optional[List[bytes]]:
+    """From the state on, proc(5)'s third field. comm may hold spaces and parentheses: after the last ')' all is well-formed."""
     try:
         with open("/proc/%d/stat" % pid, "rb") as file:
             stat = file.read()
     except OSError:
         return None
-    # comm may hold spaces and parentheses: everything after the last ')' is well-formed
-    fields = stat[stat.rindex(b")") + 2 :].split()
-    return Process(pid, int(fields[19]), int(fields[1]), int(fields[3]), fields[0].decode(), int(fields[17]))
+    return stat[stat.rindex(b")") + 2 :].split()
+
+
+def oom_kills(path: str) -> Optional[int]:
+    """`oom_kill N` of a file like /proc/vmstat, or a cgroup's memory.events; None where nobody counts."""
+    try:
+        with open(path) as file:
+            return next((int(line.split()[1]) for line in file if line.startswith("oom_kill ")), None)
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 class Usage(NamedTuple):
@@ -42,12 +59,9 @@ class Usage(NamedTuple):
 
 def usage(pid: int) -> Optional[Usage]:
     """What a process has used so far; None if there is none. Of another user's the bytes are not to be had: 0."""
-    try:
-        with open("/proc/%d/stat" % pid, "rb") as file:
-            stat = file.read()
-    except OSError:
+    fields = _stat(pid)
+    if fields is None:
         return None
-    fields = stat[stat.rindex(b")") + 2 :].split()
     counts: Dict[bytes, int] = {}
     try:
         with open("/proc/%d/io" % pid, "rb") as file:

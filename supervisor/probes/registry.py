@@ -52,11 +52,8 @@ def ask_addresses(namespaces: str) -> HttpRequest:
 
 def addresses(status: int, body: bytes) -> dict[int, tuple[str, int]]:
     """Of each instance, where its model card is to be had: its host, and the port of its system. Raises LookupError."""
-    found = obj(body)
-    if status != 200 or found is None or not isinstance(found.get("header"), dict):
-        raise LookupError(f"etcd does not answer: {excerpt(status, body)}")
     made = {}
-    for kv in map(mapping, listed(found.get("kvs"))):
+    for kv in _kvs(status, body):
         card = unbase64(text(kv.get("value")))
         where, number = _METADATA.search(card), whole(mapping(obj(card)).get("instance_id"))
         if where and number is not None:
@@ -72,11 +69,8 @@ def at(entry: Entry, known: Mapping[int, tuple[str, int]]) -> Entry:
 
 def entries(status: int, body: bytes) -> tuple[Entry, ...]:
     """Of an etcd range. Raises LookupError, with what came instead, when nobody answered."""
-    found = obj(body)
-    if status != 200 or found is None or not isinstance(found.get("header"), dict):
-        raise LookupError(f"etcd does not answer: {excerpt(status, body)}")
     made = []
-    for kv in map(mapping, listed(found.get("kvs"))):
+    for kv in _kvs(status, body):
         worker = instance(obj(unbase64(text(kv.get("value")))))
         if worker is not None and worker.endpoint == GENERATE:
             key, value, lease, revision = (text(kv.get(name)) for name in ("key", "value", "lease", "mod_revision"))
@@ -91,11 +85,15 @@ def ask_cards(namespaces: str) -> HttpRequest:
 
 def cards(status: int, body: bytes) -> frozenset[str]:
     """The ids (decimal) of their processes. Raises LookupError, with what came instead, when nobody answered."""
+    keys = (unbase64(text(kv.get("key"))).decode(errors="replace") for kv in _kvs(status, body))
+    return frozenset(str(int(last, 16)) for key in keys if HEX.fullmatch(last := key.rpartition("/")[2]))
+
+
+def _kvs(status: int, body: bytes) -> list[Mapping[str, object]]:
     found = obj(body)
     if status != 200 or found is None or not isinstance(found.get("header"), dict):
         raise LookupError(f"etcd does not answer: {excerpt(status, body)}")
-    keys = (unbase64(text(mapping(kv).get("key"))).decode(errors="replace") for kv in listed(found.get("kvs")))
-    return frozenset(str(int(last, 16)) for key in keys if HEX.fullmatch(last := key.rpartition("/")[2]))
+    return [mapping(kv) for kv in listed(found.get("kvs"))]
 
 
 def move(entry: Entry) -> HttpRequest:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from supervisor.core.exit import Exit
 from supervisor.core.facts import GpuSeen, GpusSeen, Logout, Phase, RunEvent, RunGpu, RunState
+from supervisor.core.words import size
 from supervisor.plan.launch import HostFacts
 
 
@@ -103,3 +105,28 @@ def logout(said: Mapping[str, Any]) -> Logout:
 def text(data: str) -> str:
     """Bytes of a log travel as latin-1, so that nothing is lost; shown, they are UTF-8 with the broken ones marked."""
     return data.encode("latin-1").decode("utf-8", "replace")
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """What of one that loads has moved so far, as its host tells it (`hostside/loading.py`)."""
+
+    end: int = 0  # of its log
+    read: int = 0
+    cpu_s: int = 0
+    gpu_mib: int = 0
+
+    @property
+    def progress(self) -> int:
+        """Another whenever one of them is, but for CPU time."""
+        return self.end + self.read + (self.gpu_mib << 20)
+
+    def __str__(self) -> str:
+        read = f"{size(self.read)} read" if self.read else ""
+        gpus = f"{size(self.gpu_mib << 20)} on its GPUs" if self.gpu_mib else ""
+        cpu = f"{self.cpu_s} s of CPU" if self.cpu_s else ""
+        return ", ".join(filter(None, (read, gpus, cpu)))
+
+
+def moved(said: Mapping[str, Any]) -> Moved:
+    return Moved(*(int(said.get(name, 0)) for name in ("end", "read", "cpu_s", "gpu_mib")))

@@ -12,22 +12,19 @@ import anyio
 
 from supervisor.core.cordon import Aside
 from supervisor.core.facts import Fact, Probed
-from supervisor.core.words import size
 from supervisor.errors import HostUnreachable
 from supervisor.probes import ask, judge, proof, view
 from supervisor.probes.ask import HttpRequest
 from supervisor.probes.rim import Verdict
 from supervisor.probes.view import Instance
 from supervisor.runtime.hostlink import HostLink
+from supervisor.runtime.parse import Moved, moved
 from supervisor.runtime.views import FRESH_S, READY_S, FrontendView, Fronts
 
 STARTING_S = 0.1  # between two looks at what is not ready, at first
 PATIENCE = 0.05  # later this part of what it has taken so far: hundreds that load for minutes are not asked ten times a second
 STARTING_MAX_S = 1.0
-PROGRESS_S, PROGRESS_MAX_S = (
-    1.0,
-    10.0,
-)  # between two looks at how it loads: a tenth of the time after which a start is a failure
+PROGRESS_S, PROGRESS_MAX_S = 1.0, 10.0  # between two looks at how it loads: a tenth of the time that a start may stand still
 AGAIN_S = 1.0  # what only waits for others says so again: while it does, no time without progress goes by
 COMPLETION_S = 30.0
 UPTIME = r'"uptime": *\{[^}]*\}'  # moves in every answer of a worker
@@ -63,27 +60,6 @@ class Subject:
                 return self.ports["http"], ask.frontend_live()
             case _:
                 return self.ports["system"], ask.worker_health()
-
-
-@dataclass(frozen=True, slots=True)
-class Moved:
-    """What of one that loads has moved so far, as its host tells it (`hostside/loading.py`)."""
-
-    end: int = 0  # of its log
-    read: int = 0
-    cpu_s: int = 0
-    gpu_mib: int = 0
-
-    @property
-    def progress(self) -> int:
-        """Another whenever one of them is, but for CPU time."""
-        return self.end + self.read + (self.gpu_mib << 20)
-
-    def __str__(self) -> str:
-        read = f"{size(self.read)} read" if self.read else ""
-        gpus = f"{size(self.gpu_mib << 20)} on its GPUs" if self.gpu_mib else ""
-        cpu = f"{self.cpu_s} s of CPU" if self.cpu_s else ""
-        return ", ".join(filter(None, (read, gpus, cpu)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +168,7 @@ class _Watch:
         self._ring()
 
     def _grown(self, said: Mapping[str, Any]) -> None:
-        self._moved = Moved(*(int(said.get(name, 0)) for name in ("end", "read", "cpu_s", "gpu_mib")))
+        self._moved = moved(said)
         self._ring()
 
     def _ring(self) -> None:

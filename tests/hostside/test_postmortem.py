@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from supervisor.hostside.cgroup import Cgroup
-from supervisor.hostside.postmortem import LOOK_S, VMSTAT, Kills, count
+from supervisor.hostside.postmortem import LOOK_S, VMSTAT, Kills
+from supervisor.hostside.procfs import oom_kills
 from supervisor.hostside.runstate import TAIL_BYTES
 from tests.fakes.nvml import LOST, FakeGpus
 from tests.hostside.driver import PY, Host, Link
@@ -27,7 +28,7 @@ def ended(link: Link, argv: list[str], **spec: Any) -> dict[str, Any]:
     return said
 
 
-@pytest.mark.skipif(count(VMSTAT) is None, reason="this kernel counts no OOM kills")
+@pytest.mark.skipif(oom_kills(VMSTAT) is None, reason="this kernel counts no OOM kills")
 def test_who_was_killed_by_the_kernel_is_told_from_who_was_killed_by_hand(host: Host) -> None:
     with limited(64) as join:
         link = host.link()
