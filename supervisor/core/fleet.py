@@ -37,8 +37,9 @@ from .facts import (
 from .hand import after, dropped, held_by, lowered, raised, within
 from .ids import run_ms
 from .known import Fleet, Host, Surplus
+from .life import at_rest, step
 from .memory import recalled
-from .process import AT_REST, Body, Event, Process, State, at_rest, step, to, with_run
+from .process import AT_REST, Body, Event, Process, State, to, with_run
 from .turns import settled, warmed
 from .wanted import STORES, Wanted
 

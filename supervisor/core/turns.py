@@ -7,7 +7,8 @@ from dataclasses import replace
 from .actions import Action, Spawn
 from .ids import run_id
 from .known import Fleet
-from .process import AT_REST, Process, State, settle
+from .life import settle
+from .process import AT_REST, Process, State
 from .wanted import STORES
 
 NOT_YET = {State.STARTING, State.DRAINING, State.STOPPING}

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from supervisor.core import process
+from supervisor.core import life
 from supervisor.core.facts import Phase
 from supervisor.core.fleet import EVENT_OF
 from supervisor.core.process import AT_REST, LIVE, Event, State
@@ -14,7 +14,7 @@ from supervisor.hostside import ladder
 
 
 def test_every_cell_of_the_process_table_is_written() -> None:
-    assert process.TABLE.keys() == set(itertools.product(State, Event))
+    assert life.TABLE.keys() == set(itertools.product(State, Event))
 
 
 def test_every_phase_of_a_run_is_an_event() -> None:
