@@ -1,4 +1,4 @@
-"""What moves a process: a handler for each event in each state, in one total table, and `settle`, which asks for the next step."""
+"""What moves a process: a handler for each event in each state, in one total table, and `settle`, which asks for what is next."""
 
 from __future__ import annotations
 
