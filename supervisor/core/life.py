@@ -1,4 +1,4 @@
-"""What moves a process: a handler for each event in each state, in one total table, and `settle`, which asks for what is next."""
+"""What moves a process: a handler for each event and state, in one total table, and `settle`, which asks for what comes next."""
 
 from __future__ import annotations
 
