@@ -139,5 +139,7 @@ async def test_a_start_lifts_a_hold_that_was_written_down_beside_us(desk: Desk) 
 
 def test_a_hold_that_is_lifted_is_lifted_on_disk(desk: Desk) -> None:
     desk.state.save_held({"qwen": Held("ann", 1)})
-    Orders(desk).remember({"etcd": Held("ben", 2)})
+    desk.state.save_cordons({"gpu01": Held("ann", 1), "gpu02:3": Held("ann", 1)})
+    Orders(desk).remember({"etcd": Held("ben", 2)}, {"gpu01": Held("ann", 1)})
     assert desk.state.load_held() == {"etcd": Held("ben", 2)}
+    assert desk.state.load_cordons() == {"gpu01": Held("ann", 1)}

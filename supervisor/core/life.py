@@ -1,4 +1,4 @@
-"""What moves a process: a handler for each event and state, in one total table, and `settle`, which asks for what comes next."""
+"""What moves a process: a handler for each event and state, in a total table, and `settle`, which asks for what comes next."""
 
 from __future__ import annotations
 
