@@ -17,8 +17,9 @@ from pathlib import Path
 from benchmarks.machine import load
 from benchmarks.stage import Pids, by_hand, by_noray, stage
 from benchmarks.table import Table
-from tests.e2e.lab import Lab, below, pids, until
+from tests.e2e.lab import Lab, pids
 from tests.e2e.load import Balanced, Load
+from tests.e2e.procs import below, until
 from tests.hosts.bed import missing
 
 NEEDS_ROOM = "it makes hosts, which needs root"

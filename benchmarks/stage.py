@@ -14,7 +14,8 @@ from pathlib import Path
 from supervisor.effects.statedir import Files
 from supervisor.plan.build import Plan
 from supervisor.plan.launch import HostFacts, launch
-from tests.e2e.lab import PORTS, Lab, below, until
+from tests.e2e.lab import PORTS, Lab
+from tests.e2e.procs import below, until
 from tests.hosts.bed import Bed
 
 SPEED = {"speedup_ratio": 5.0}

@@ -15,7 +15,7 @@ import pytest
 from tests.chaos import watch
 from tests.chaos.oracle import END_STATES, Facts, Ledger, Life, end_states, lost_logs, orphans, wrong
 from tests.chaos.watch import Being, Onlooker
-from tests.e2e.lab import until
+from tests.e2e.procs import until
 
 
 def owned(name: str, life: str, pid: int, run: str) -> tuple[Being, ...]:

@@ -29,7 +29,7 @@ from supervisor.errors import NorayError
 from tests.chaos import watch
 from tests.chaos.oracle import Facts, Ledger
 from tests.chaos.scenario import Step
-from tests.e2e.lab import until
+from tests.e2e.procs import until
 from tests.hosts.bed import Bed
 from tests.hosts.host import Host
 

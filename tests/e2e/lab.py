@@ -15,13 +15,12 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import anyio
 from ruamel.yaml import YAML
@@ -29,6 +28,7 @@ from ruamel.yaml import YAML
 from supervisor.control.client import NoController, connect
 from supervisor.core.snapshot import ProcessStatus, Status
 from supervisor.demo.model import write_tiny_model
+from tests.e2e.procs import alive, below, environ, everybody, send, until
 from tests.e2e.terminal import Terminal
 from tests.fakes.sshd import Sshd
 from tests.hosts.bed import Bed
@@ -40,15 +40,6 @@ PORTS = "30000-31999"  # not the default: other tests beside us have strangers l
 SECRET = "s3cret-5f2e-never-shown"
 NOTICE_S = 10.0  # a link ends itself in this time, if its controller fell silent; one whose connection ends, at once
 PATIENCE_S = 60.0 * float(os.environ.get("NORAY_TEST_PATIENCE", "1"))  # nothing takes a quarter of it on an idle machine
-
-
-class Seen(NamedTuple):
-    """A process as /proc shows it."""
-
-    pid: int
-    title: str
-    state: str
-    ppid: int
 
 
 class Lab:
@@ -361,58 +352,3 @@ def free_ports(count: int) -> list[int]:
     for sock in held:
         sock.close()
     return ports
-
-
-# --- /proc -----------------------------------------------------------------------------------------------------------
-
-
-def everybody() -> Iterator[Seen]:
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            try:
-                stat = Path("/proc", entry, "stat").read_text()
-                title = Path("/proc", entry, "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-            except OSError:
-                continue
-            state, ppid = stat.rpartition(")")[2].split()[:2]
-            yield Seen(int(entry), title, state, int(ppid))
-
-
-def environ(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/environ").read_bytes()
-    except OSError:
-        return b""
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
-
-
-def below(pid: int) -> list[int]:
-    found: list[int] = []
-    todo = [pid]
-    while todo:
-        parent = todo.pop()
-        children = [seen.pid for seen in everybody() if seen.ppid == parent]
-        found += children
-        todo += children
-    return found
-
-
-def send(pid: int, number: int) -> None:
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        pass
-
-
-def until(true: Callable[[], object], timeout_s: float = 20.0) -> None:
-    """For what only /proc can tell, and /proc tells nobody by itself."""
-    end = time.monotonic() + timeout_s
-    while not true():
-        assert time.monotonic() < end, f"not so within {timeout_s:g} s"
-        time.sleep(0.01)

@@ -16,8 +16,9 @@ import pytest
 
 from supervisor.core.snapshot import ProcessStatus
 from supervisor.effects.statedir import StateDir
-from tests.e2e.lab import Lab, alive, below, send, until
+from tests.e2e.lab import Lab
 from tests.e2e.load import Load, Request
+from tests.e2e.procs import alive, below, send, until
 from tests.hosts.bed import Bed, missing
 
 pytestmark = pytest.mark.root

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from supervisor.core.snapshot import Status
-from tests.e2e.lab import Lab, until
+from tests.e2e.lab import Lab
 from tests.e2e.load import Load
+from tests.e2e.procs import until
 from tests.hosts.bed import Bed, missing
 
 pytestmark = pytest.mark.root

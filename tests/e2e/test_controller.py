@@ -10,8 +10,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.lab import Lab, alive, pids, states, until
+from tests.e2e.lab import Lab, pids, states
 from tests.e2e.load import Request
+from tests.e2e.procs import alive, until
 from tests.e2e.terminal import CTRL_C
 from tests.fakes.sshd import MISSING, Sshd
 

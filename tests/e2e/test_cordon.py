@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from supervisor.core.snapshot import Status
-from tests.e2e.lab import PATIENCE_S, Lab, pids, until
+from tests.e2e.lab import PATIENCE_S, Lab, pids
 from tests.e2e.load import Load, Request
+from tests.e2e.procs import until
 
 
 @pytest.fixture(scope="module")

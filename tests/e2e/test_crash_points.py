@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.lab import PATIENCE_S, ROOT, Lab, everybody
+from tests.e2e.lab import PATIENCE_S, ROOT, Lab
+from tests.e2e.procs import everybody
 
 STEPS = ("made", "claimed", "listening", "forked", "recorded", "released", "running")
 HONEST = '''    """A crash point."""\n'''

@@ -25,7 +25,8 @@ from typing import Any
 import pytest
 
 from tests.e2e import ordinary
-from tests.e2e.lab import ROOT, Lab, environ, send, states, until
+from tests.e2e.lab import ROOT, Lab, states
+from tests.e2e.procs import environ, send, until
 from tests.fakes.sshd import MISSING, Sshd
 from tests.fakes.survivors import survivors
 from tests.turns import alone

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 import pytest
 
 from supervisor.core.snapshot import Status
-from tests.e2e.lab import Lab, pids, send, states, until
+from tests.e2e.lab import Lab, pids, states
 from tests.e2e.load import Load
+from tests.e2e.procs import send, until
 
 AWAY_S = 5.0  # Dynamo's lease is 60 s
 

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from supervisor.core.snapshot import ProcessStatus
-from tests.e2e.lab import MODEL, PATIENCE_S, Lab, environ, question
+from tests.e2e.lab import MODEL, PATIENCE_S, Lab, question
 from tests.e2e.load import Load
+from tests.e2e.procs import environ
 from tests.hosts.bed import Bed, missing
 from tests.hosts.host import Host
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.lab import ROOT, Lab, alive, send, states, until
+from tests.e2e.lab import ROOT, Lab, states
+from tests.e2e.procs import alive, send, until
 from tests.fakes.nvml import FakeGpus
 
 WORKER = ROOT / "tests" / "fakes" / "worker.py"

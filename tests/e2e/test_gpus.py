@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.lab import Lab, alive, environ, pids, send, until
+from tests.e2e.lab import Lab, pids
+from tests.e2e.procs import alive, environ, send, until
 from tests.fakes.nvml import FakeGpus
 from tests.fakes.sshd import MISSING, Sshd
 

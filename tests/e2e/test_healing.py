@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.lab import Lab, below, pids, send, states, until
+from tests.e2e.lab import Lab, pids, states
 from tests.e2e.load import Load, Request
+from tests.e2e.procs import below, send, until
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from supervisor.core.snapshot import ProcessStatus, Status
-from tests.e2e.lab import Lab, alive, send, until
+from tests.e2e.lab import Lab
+from tests.e2e.procs import alive, send, until
 
 KINDS = {"etcd": ("etcd-0", "etcd-0", "etcd-0"), "frontend": ("frontend-0",) * 3, "mocker": ("mock-0", "mock-1", "mock-2")}
 

@@ -20,7 +20,8 @@ import pytest
 from supervisor.errors import HostRefused
 from supervisor.transport import bootstrap, transport_for
 from supervisor.transport.base import Channel, HostAddress
-from tests.e2e.lab import FAST, ROOT, Lab, alive, environ
+from tests.e2e.lab import FAST, ROOT, Lab
+from tests.e2e.procs import alive, environ
 from tests.hosts.bed import Bed, missing
 
 pytestmark = pytest.mark.root

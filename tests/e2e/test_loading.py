@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import sys
 
-from tests.e2e.lab import Lab, until
+from tests.e2e.lab import Lab
+from tests.e2e.procs import until
 
 STALL_S = 8
 # In place of the interpreter: before a mocker begins, it does this.

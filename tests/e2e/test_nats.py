@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.lab import Lab, free_ports, until
+from tests.e2e.lab import Lab, free_ports
 from tests.e2e.load import Load, Request
+from tests.e2e.procs import until
 
 CLIENTS, TOKENS = 6, 50
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.lab import Lab, free_ports, send, until
+from tests.e2e.lab import Lab, free_ports
+from tests.e2e.procs import send, until
 from tests.fakes.etcd import USER, OthersEtcd
 from tests.hosts.bed import Bed, missing
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from supervisor.core.snapshot import ProcessStatus, Status
-from tests.e2e.lab import MODEL, Lab, states, until
+from tests.e2e.lab import MODEL, Lab, states
+from tests.e2e.procs import until
 
 PREFILL, DECODE = "big-prefill-0", "big-decode-0"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.lab import environ, everybody, until
+from tests.e2e.procs import environ, everybody, until
 from tests.e2e.room import UNSHARE
 
 

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.lab import MODEL, SECRET, Lab, pids, until
+from tests.e2e.lab import MODEL, SECRET, Lab, pids
+from tests.e2e.procs import until
 from tests.e2e.terminal import CTRL_C
 from tests.fakes.sshd import MISSING, Sshd
 

@@ -28,7 +28,8 @@ from supervisor.control.client import NoController, connect
 from supervisor.core.snapshot import ProcessStatus, Status
 from supervisor.runtime.greeting import user
 from tests.e2e import rivals
-from tests.e2e.lab import PATIENCE_S, ROOT, Lab, alive, free_ports, send, until
+from tests.e2e.lab import PATIENCE_S, ROOT, Lab, free_ports
+from tests.e2e.procs import alive, send, until
 from tests.fakes.nvml import FakeGpus
 
 FOLDER = Path(rivals.__file__).parent

@@ -18,8 +18,9 @@ from typing import Any
 
 from supervisor.core.snapshot import ProcessStatus
 from supervisor.demo.model import write_tiny_model
-from tests.e2e.lab import ROOT, Lab, below, until
+from tests.e2e.lab import ROOT, Lab
 from tests.e2e.load import Request
+from tests.e2e.procs import below, until
 from tests.fakes.nvml import FakeGpus
 
 CONTEXT = 32768

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.lab import alive, send, until
 from tests.e2e.load import Load
+from tests.e2e.procs import alive, send, until
 from tests.fakes.nvml import FakeGpus
 from tests.gpu.lab import GpuLab, last_exit, of, tell
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.lab import alive, below, until
+from tests.e2e.procs import alive, below, until
 from tests.fakes.nvml import FakeGpus
 from tests.gpu.lab import GpuLab, failed, last_exit, tell
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.lab import alive, below, states, until
+from tests.e2e.lab import states
+from tests.e2e.procs import alive, below, until
 from tests.gpu.lab import GpuLab, caches, command, failed, last_exit, of, tell, timed
 
 STRANGER = (

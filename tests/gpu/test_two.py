@@ -6,8 +6,8 @@ import signal
 import time
 from typing import Any
 
-from tests.e2e.lab import alive, below, send, until
 from tests.e2e.load import Load
+from tests.e2e.procs import alive, below, send, until
 from tests.gpu.lab import ENGINE_ARGS, GpuLab, command, failed, last_exit, tell
 
 

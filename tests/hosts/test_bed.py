@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.lab import alive, environ, everybody, until
 from tests.e2e.ordinary import possible
+from tests.e2e.procs import alive, environ, everybody, until
 from tests.e2e.room import UNSHARE
 from tests.hosts.bed import ROOT, Bed, missing
 from tests.hosts.host import Host

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from supervisor.demo.model import write_tiny_model
-from tests.e2e.lab import below
+from tests.e2e.procs import below
 from tests.gpu.lab import EngineLab
 
 PYTHON = os.environ.get("NORAY_VLLM_PYTHON", "")

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.lab import alive, environ, send, until
 from tests.e2e.load import Load
+from tests.e2e.procs import alive, environ, send, until
 from tests.gpu.lab import PATIENCE_S, failed, last_exit, of, tell, timed
 from tests.vllm.lab import CpuLab, shared
 
