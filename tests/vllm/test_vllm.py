@@ -82,6 +82,21 @@ def killed(lab: CpuLab, scenario: str, pid: int | None, cause: str) -> None:
          said=said, fenced_after=fenced)  # fmt: skip
 
 
+def test_the_keeper_is_killed_and_nobody_notices(lab: CpuLab) -> None:
+    lab.ready(PATIENCE_S)
+    before = lab.process("tiny-0")
+    (keeper,) = lab.helpers("tiny-0")["keeper"]
+    with Load(lambda: lab.stream(50), 2) as load:
+        load.more(4)
+        send(keeper, signal.SIGKILL)
+        until(lambda: lab.helpers("tiny-0")["heir"])
+        load.more(8)
+    after = lab.process("tiny-0")
+    tell("SIGKILL of the keeper", done=load.done, failed=len(load.failures))
+    assert load.failures == []
+    assert (after["run"], after["pid"], after["state"]) == (before["run"], before["pid"], "ready")
+
+
 def test_stopped_while_it_generates(lab: CpuLab) -> None:
     """What is being generated is finished, and only then it is told to end."""
     lab.ready(PATIENCE_S)
@@ -112,18 +127,3 @@ def test_stopped_while_it_generates(lab: CpuLab) -> None:
 def draining(status: Any) -> bool:
     process = of(status)
     return process.get("stop_step") == "drain" and process.get("stop_left") is not None
-
-
-def test_the_keeper_is_killed_and_nobody_notices(lab: CpuLab) -> None:
-    lab.ready(PATIENCE_S)
-    before = lab.process("tiny-0")
-    (keeper,) = lab.helpers("tiny-0")["keeper"]
-    with Load(lambda: lab.stream(50), 2) as load:
-        load.more(4)
-        send(keeper, signal.SIGKILL)
-        until(lambda: lab.helpers("tiny-0")["heir"])
-        load.more(8)
-    after = lab.process("tiny-0")
-    tell("SIGKILL of the keeper", done=load.done, failed=len(load.failures))
-    assert load.failures == []
-    assert (after["run"], after["pid"], after["state"]) == (before["run"], before["pid"], "ready")
