@@ -28,7 +28,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "supervisor" / "hostside"
 PYNVML = Path(str(importlib.util.find_spec("pynvml").origin))
 PATH = os.environ.get("PATH", "/usr/bin:/bin")
 WAIT_S = 20.0 * float(os.environ.get("NORAY_TEST_PATIENCE", "1"))  # a mutant's test is not worth the whole wait
-PING_S = 2.0
+PING_S = 0.5
 PY = [sys.executable, "-I", "-S", "-c"]  # a leader written in Python
 TERM_DEAF = "import signal,time; signal.signal(15, signal.SIG_IGN); print('deaf', flush=True); time.sleep(1000)"
 

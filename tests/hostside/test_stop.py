@@ -267,17 +267,17 @@ def test_the_death_of_a_link_changes_nothing(host: Host) -> None:
 
 
 def test_a_link_ends_after_silence_and_only_then(host: Host) -> None:
-    package = sabotaged(host.root, link=("SILENCE_S = 10.0", "SILENCE_S = 1.5"))
+    package = sabotaged(host.root, link=("SILENCE_S = 10.0", "SILENCE_S = 3.0"))
     link = host.link(package)
     pid = link.started()["pid"]
     began = time.monotonic()
-    while time.monotonic() < began + 2.5:
+    while time.monotonic() < began + 4.0:
         link.send(op="ping", n=1)
         link.until(lambda m: "pong" in m)
         time.sleep(0.1)  # the silence between two words is what is tested
     link.silent = True
     assert link.ended() == 0
-    assert time.monotonic() - began > 2.5 + 1.0
+    assert time.monotonic() - began > 4.0 + 2.0
     assert stat(pid)
 
 
