@@ -33,6 +33,16 @@ class Fencing:
         return (self._target or {}).get("auth")
 
     @property
+    def leases(self) -> bool:
+        """Whether what it registers hangs on a lease."""
+        return self._target is not None and self._target["kind"] == "etcd"
+
+    @property
+    def leased(self) -> bool:
+        """Whether a controller has told us which."""
+        return bool(self._target and self._target.get("lease"))
+
+    @property
     def failed(self) -> bool:
         return self.result is not None and "error" in self.result
 

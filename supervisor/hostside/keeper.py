@@ -19,6 +19,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 from . import claims, gpus, ladder, leaving, postmortem, procfs, pump, roster, scope, spawn
 from .cgroup import Cgroup
 from .draining import Draining
+from .dying import Dying
 from .ending import Ending
 from .fencing import Fencing
 from .lending import Lending
@@ -69,6 +70,7 @@ class Keeper:
         if target and spec.get("drain"):
             system = (spec["drain"][0], int(spawn.fill(spec["drain"][1], record["ports"])))
             self.draining = Draining(self.reactor, target, system, self._publish, self.ending.climb)
+        self.fenced_dying = False
         self.asked = bool((self.exit or {}).get("asked"))
         self.failing: Optional[Tuple[str, str]] = None  # why we end it ourselves, though nobody asked: a word, and a sentence
         self.terminated = ""  # we were sent SIGTERM: "shutdown" by a host that goes down, else "terminated"
@@ -98,6 +100,8 @@ class Keeper:
             self.ending.climb(ladder.LEADER_GONE)
         elif self.heir:
             self._watch_leader()
+        if self.fencing.leases:
+            Dying(self.reactor, self.record["pid"], self.record["start"], self._leader_dying)
         self.roster.begin(self.reactor)
         self.reactor.every(postmortem.LOOK_S, self.kills.look)
         self.lending.watch()
@@ -207,10 +211,18 @@ class Keeper:
         elif self.exit is None:
             self._leader_ended(None)
 
+    def _leader_dying(self) -> None:
+        """Only by its lease: once revoked it takes no key that is still on its way. An address may be registered again."""
+        if self.exit is None and self.fencing.leased:
+            self.fencing.do()  # before anything is written: every millisecond is requests into a black hole
+            self.fenced_dying = not self.fencing.failed
+            self._publish()
+
     def _leader_ended(self, status: Optional[int]) -> None:
         """`status` as waitpid(2) gave it; None = an heir, which cannot know."""
         at = wall_ms()
-        self.fencing.do()  # before anything is written: every millisecond is requests into a black hole
+        if not self.fenced_dying:
+            self.fencing.do()
         code, sig, cause = None, None, ""
         if status is None:
             cause = "unknown: its keeper had died, and an exit code is told to the parent only"

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import pwd
+import signal
 import time
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Set
+
+PF_EXITING = 0x4  # of proc(5)'s `flags`: include/linux/sched.h
 
 
 class Process(NamedTuple):
@@ -76,6 +79,29 @@ def alive(pid: int, start: int) -> bool:
     """True while exactly this process runs; a zombie does not."""
     found = read(pid)
     return found is not None and found.start == start and not found.gone
+
+
+def ending(pid: int, start: int) -> bool:
+    """True once this process is sure to end: its first thread is in exit(2), or SIGKILL waits for it (exit_group(2) too)."""
+    fields = _stat(pid)
+    if fields is None or int(fields[19]) != start:
+        return True
+    if int(fields[6]) & PF_EXITING:
+        return True
+    try:
+        with open("/proc/%d/status" % pid, "rb") as file:
+            pending = next((int(line.split()[1], 16) for line in file if line.startswith(b"SigPnd:")), 0)
+    except OSError:
+        return True
+    return bool(pending & 1 << (signal.SIGKILL - 1))
+
+
+def threads(pid: int) -> List[int]:
+    """Their ids, oldest first; none if there is no such process."""
+    try:
+        return sorted(map(int, os.listdir("/proc/%d/task" % pid)))
+    except OSError:
+        return []
 
 
 def everybody() -> Iterator[Process]:

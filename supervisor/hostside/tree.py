@@ -22,6 +22,7 @@ from .libc import libc
 
 PR_SET_CHILD_SUBREAPER = 36
 SYS_PIDFD_SEND_SIGNAL, SYS_PIDFD_OPEN = 424, 434  # the same on every architecture since Linux 5.3
+PIDFD_THREAD = os.O_EXCL  # pidfd_open(2), since Linux 6.9
 FREEZE_S = 2.0  # a fork bomb stops growing long before; if not, those found die, and the sweep comes again
 
 
@@ -149,17 +150,17 @@ def send(process: procfs.Process, number: int) -> bool:
     return True
 
 
-def pidfd_open(pid: int) -> Optional[int]:
+def pidfd_open(pid: int, flags: int = 0) -> Optional[int]:
     """A descriptor that becomes readable when the process ends; None where the kernel has none or the pid is free.
 
     conda's and uv's Pythons lack os.pidfd_open (a compile-time option), hence the plain system call.
     """
     if hasattr(os, "pidfd_open"):
         try:
-            return os.pidfd_open(pid)
+            return os.pidfd_open(pid, flags)
         except OSError:
             return None
-    fd = int(libc.syscall(SYS_PIDFD_OPEN, pid, 0))
+    fd = int(libc.syscall(SYS_PIDFD_OPEN, pid, flags))
     if fd < 0:
         return None
     os.set_inheritable(fd, False)

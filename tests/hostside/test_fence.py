@@ -13,9 +13,11 @@ from urllib.parse import quote
 
 import pytest
 
+from supervisor.hostside.dying import THREADS
 from supervisor.hostside.etcd import judge
 from tests.hostside.driver import PY, Host, Link, wait_for
 from tests.hostside.etcd import PREFIX, Etcd
+from tests.hostside.threads import held, lacks, threads, watched
 
 
 @pytest.fixture
@@ -46,6 +48,50 @@ def test_the_lease_is_revoked_before_the_end_is_told(host: Host, link: Link, etc
     assert host.record("w-0", "r1", "exit.json")["fenced"] == ended["fenced"]  # type: ignore[index]
     print("fenced after", round(ended["fenced"]["at"] - killed), "ms")
     link.gone()
+
+
+MANY = "import threading, time\nfor _ in range(5): threading.Thread(target=time.sleep, args=(1000,)).start()\nprint('up')"
+
+
+@pytest.mark.skipif(bool(lacks()), reason=lacks())
+def test_it_is_fenced_while_the_kernel_still_takes_it_apart(host: Host, link: Link, etcd: Etcd) -> None:
+    state = link.started(argv=[*PY, MANY], ports={"rp": [0, "127.0.0.1"]}, fence=target(etcd.url))
+    pid = state["pid"]
+    link.send(op="fence", run="r1", lease=etcd.register(f"127.0.0.1:{state['ports']['rp']}", "mine"))
+    wait_for(lambda: len(threads(pid)) == 6, "its threads")
+    wait_for(lambda: len(watched(host.helper("keeper", "r1"))) == THREADS, "its keeper to watch some")
+    with held(threads(pid)[-1]):
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: not etcd.names(), "the fence")
+        assert threads(pid), "it is not dead yet"
+        assert host.record("w-0", "r1", "exit.json") is None
+    ended = link.gone()
+    assert (ended["exit"]["signal"], ended["fenced"]["did"][:14]) == (signal.SIGKILL, "revoked lease ")
+
+
+LEAVING = """
+import signal, threading, time
+left = threading.Event()
+signal.signal(signal.SIGUSR1, lambda *_: left.set())
+for work in [left.wait] * 3 + [lambda: time.sleep(1000)] * 3:
+    threading.Thread(target=work).start()
+while True:
+    signal.pause()
+"""
+
+
+@pytest.mark.skipif(bool(lacks()), reason=lacks())
+def test_threads_that_end_are_no_end_of_it(host: Host, link: Link, etcd: Etcd) -> None:
+    state = link.started(argv=[*PY, LEAVING], ports={"rp": [0, "127.0.0.1"]}, fence=target(etcd.url))
+    pid = state["pid"]
+    link.send(op="fence", run="r1", lease=etcd.register(f"127.0.0.1:{state['ports']['rp']}", "mine"))
+    wait_for(lambda: len(threads(pid)) == 7, "its threads")
+    keeper = host.helper("keeper", "r1")
+    wait_for(lambda: watched(keeper) == set(threads(pid)[1:4]), "its keeper to watch those that will leave")
+    os.kill(pid, signal.SIGUSR1)
+    wait_for(lambda: watched(keeper) == set(threads(pid)[1:]), "its keeper to watch those that are left")
+    assert etcd.names() == {"mine"}
+    link.stopped("r1")
 
 
 def test_over_nats_it_is_told_by_its_model_card(host: Host, link: Link, etcd: Etcd) -> None:
