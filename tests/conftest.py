@@ -2,6 +2,8 @@
 
 Allowed reasons stand in `tests/allowed_skips.txt`, one a line, `*` for any text, `#` for comments. Any other skip, of
 a test or of a whole module, makes the run fail and is listed at its end.
+
+`--reruns N` (pytest-rerunfailures): what failed and then passed says at the end how it failed.
 """
 
 from __future__ import annotations
@@ -35,6 +37,13 @@ def pytest_configure(config: pytest.Config) -> None:
         from tests import turns
 
         config.pluginmanager.register(turns, "turns")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if failed := terminalreporter.getreports("rerun"):
+        terminalreporter.section("passed or failed at a second try; the first went so", yellow=True)
+        for report in failed:
+            terminalreporter.line(f"{report.nodeid} ({report.when})\n{report.longreprtext}\n")
 
 
 def _allowed(file: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""A skip nobody allowed turns a green run red, and says which."""
+"""A skip nobody allowed turns a green run red, and says which; a second try hides no failure."""
 
 from __future__ import annotations
 
@@ -65,3 +65,29 @@ def test_listed_skips_pass(suite: Path) -> None:
 
 def test_a_run_of_nothing_but_a_skipped_module_fails(suite: Path) -> None:
     assert run(suite, "", "--strict-skips", "test_module.py").returncode == 1
+
+
+FLAKY = """
+import pathlib
+
+def test_once_red():
+    seen = pathlib.Path(__file__).with_name("seen")
+    first = not seen.exists()
+    seen.touch()
+    assert not first, "the first time"
+
+def test_always_red():
+    assert False, "as ever"
+"""
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_who_passes_at_the_second_try_says_how_it_failed(suite: Path, workers: str) -> None:
+    (suite / "test_flaky.py").write_text(FLAKY)
+    (suite / "tests").mkdir()
+    for name in ("turns.py", "conftest.py"):
+        shutil.copy(Path(__file__).with_name(name), suite / "tests")
+    done = run(suite, "", "--reruns=1", f"--numprocesses={workers}", "test_flaky.py")
+    assert done.returncode == 1
+    assert "AssertionError: the first time" in done.stdout
+    assert "1 failed, 1 passed, 2 rerun" in done.stdout.splitlines()[-1]
