@@ -45,7 +45,8 @@ def vllm(
     `role`: prefill or decode, of a model that has both; each then chooses its own component of `service`'s namespace. What one
     computes goes to the other by NIXL, if the operator's own `kv_transfer_config` does not say otherwise.
     """
-    publishes = kv_events and role != "decode" and not given("kv_events_config", args, extra_args)
+    generates = task(args, extra_args) == "completion"  # what only pools has no cache to tell of
+    publishes = kv_events and generates and role != "decode" and not given("kv_events_config", args, extra_args)
     connects = given("kv_transfer_config", args, extra_args)
     transfers = connects or bool(role)
     ranks = parallel(args, "data")
@@ -95,6 +96,14 @@ def vllm(
         binds={name: "0.0.0.0" for name in ("vllm", "dp_rpc", "kv_events") if name in counts},
         gpu_free=_wanted(args.get("gpu_memory_utilization")),
     )
+
+
+def task(args: Mapping[str, object], extra_args: Sequence[str]) -> str:
+    """What its clients may ask for: `completion`, `embedding` or `classification`. A worker does one of them."""
+    for flag, name in (("embedding_worker", "embedding"), ("classify_worker", "classification")):
+        if args.get(flag) or "--" + flag.replace("_", "-") in extra_args:
+            return name
+    return "completion"
 
 
 def _wanted(utilization: object) -> float:

@@ -12,7 +12,7 @@ from supervisor.core.hand import covers
 from supervisor.core.restart import RestartPolicy
 from supervisor.core.wanted import Wanted
 from supervisor.errors import FileError
-from supervisor.kinds import KINDS
+from supervisor.kinds import KINDS, vllm
 from supervisor.kinds.base import given
 from supervisor.plan import checks
 from supervisor.plan.place import Ask, Seat
@@ -36,6 +36,7 @@ class PlannedProcess:
     env: Mapping[str, str]
     needs: tuple[str, ...] = ()  # paths that must exist on its host
     served_as: str = ""  # workers: what clients ask for
+    task: str = "completion"  # workers: what they may ask it for
     why: str = ""  # its place, when noray chose it
 
     @property
@@ -252,7 +253,8 @@ def _worker(model: Model, replica: int, kv_events: bool, replaces: str = "") -> 
                     policy=_policy(model.restart), drain_s=model.stop.drain, term_s=model.stop.term, stall_s=model.ready.stall,
                     gpus=own)  # fmt: skip
     lost_after_s = model.lost_after if model.on_lost == "replace" else None
-    return replace(made, wanted=replace(made.wanted, replaces=replaces, lost_after_s=lost_after_s))
+    task = vllm.task(model.args, model.extra_args) if model.engine == "vllm" else made.task
+    return replace(made, task=task, wanted=replace(made.wanted, replaces=replaces, lost_after_s=lost_after_s))
 
 
 def _process(

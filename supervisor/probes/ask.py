@@ -76,6 +76,11 @@ def completion(model: str, *, pin: int | None = None, role: str = "decode") -> H
     return post("/v1/completions", body)
 
 
+def embedding(model: str) -> HttpRequest:
+    """One vector from `model`, to a frontend; for `proof.embedded`. No answer names who made it, and nobody can be pinned."""
+    return post("/v1/embeddings", {"model": model, "input": "hi"})
+
+
 def post(path: str, body: Mapping[str, object]) -> HttpRequest:
     """A JSON document."""
     text = json.dumps(body, separators=(",", ":"))

@@ -18,7 +18,7 @@ NEVER_ASKED = "registered, not proven"
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One completion: whether it came, and which instances it was routed to (prefill and decode may differ)."""
+    """One answer: whether it came, and which instances it was routed to (prefill and decode may differ)."""
 
     answered: bool
     named: frozenset[int]
@@ -48,6 +48,14 @@ def answer(status: int, body: bytes) -> Answer:
     return Answer(True, named, "answered" if named else "answered, by nobody named")
 
 
+def embedded(instance: int, status: int, body: bytes) -> Answer:
+    """From the answer to `ask.embedding`, which names nobody: `instance` may have made it, and its own counters tell."""
+    vectors = [mapping(item).get("embedding") for item in listed(mapping(obj(body)).get("data"))]
+    if status != 200 or not vectors or not all(vectors):
+        return Answer(False, frozenset(), f"no embedding: {excerpt(status, body)}")
+    return Answer(True, frozenset({instance}), "answered")
+
+
 def work(status: int, body: bytes, endpoint: str = "generate") -> Work | None:
     """From a worker's `/metrics`; None where they are not to be had."""
     if status != 200:
@@ -73,7 +81,7 @@ def work(status: int, body: bytes, endpoint: str = "generate") -> Work | None:
 
 
 def proven(instance_id: int, got: Answer, before: Work | None, after: Work | None) -> Verdict:
-    """Did `instance_id` answer this completion? `before` and `after` are its counters around it.
+    """Did `instance_id` give this answer? `before` and `after` are its counters around it.
 
     A no is no evidence against the worker: in round-robin it may simply not have been its turn.
     """
@@ -87,7 +95,7 @@ def proven(instance_id: int, got: Answer, before: Work | None, after: Work | Non
         return Verdict(False, f"{NEVER_ASKED}: its system port belongs to another worker")
     if after.completed - after.failed <= before.completed - before.failed:
         return Verdict(False, f"{NEVER_ASKED}: routed there, but finished by another worker")
-    return Verdict(True, "answered a completion")
+    return Verdict(True, "answered a request")
 
 
 _SAMPLE = re.compile(r"^dynamo_component_(\w+)\{([^}]*)\}\s+(\S+)", re.ASCII | re.MULTILINE)

@@ -118,6 +118,7 @@ class Performer:
             ports=self._live_ports(process),
             served_as=planned.served_as,
             role=planned.role,
+            task=planned.task,
             stall_s=planned.wanted.stall_s,
             fronts=self._fronts,
             was_ready=known is not None and known.was_ready,

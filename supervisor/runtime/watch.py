@@ -42,6 +42,7 @@ class Subject:
     ports: Mapping[str, int]
     served_as: str
     role: str
+    task: str
     stall_s: float
     fronts: Fronts
     was_ready: bool  # already under an earlier look, perhaps of an earlier controller: what ails it now is no start
@@ -203,18 +204,20 @@ async def _look_at_new_frontend(subject: Subject) -> Found:
 
 
 async def _look_at_worker(subject: Subject, word: tuple[int, bytes], last: Found) -> Found:
-    """Its endpoint there, its own instance registered, the model listed by every frontend, one completion answered by it.
+    """Its endpoint there, its own instance registered, the model listed by every frontend, one request answered by it.
 
     Its own health counts once it has said yes: before that a canary may not have asked yet, and a completion says more.
-    A prefill worker answers no completion, and is there before the model is: it must say yes and be registered.
+    A prefill worker answers no completion, and is there before the model is: it must say yes and be registered. A classifier
+    must be listed, too; what to ask it depends on its model. Dynamo's canary asks both of them.
     """
     prefills = subject.role == "prefill"
+    asked = not prefills and subject.task != "classification"
     status, body = word
     healthy = judge.worker_ready(status, body)
     loaded = judge.worker_loaded(status, body)
     confirmed, served = last.confirmed or healthy.ok, last.served or last.ready
     found = Found("", loaded=loaded, confirmed=confirmed, served=served, well=healthy.ok)
-    if not loaded or ((found.confirmed or prefills) and not healthy.ok):
+    if not loaded or ((found.confirmed or not asked) and not healthy.ok):
         stage = "loading" if status == 0 and not last.confirmed else healthy.reason
         return replace(found, stage=stage, alone=True)
     fronts = subject.fronts.views()
@@ -234,7 +237,7 @@ async def _look_at_worker(subject: Subject, word: tuple[int, bytes], last: Found
         found = replace(found, instance=str(max(i.instance_id for i in mine)))
         if not prefills and subject.served_as not in front.models.names:
             return replace(found, stage=f"registered, {subject.served_as} not listed yet{_lack(subject, front, mine)}")
-    if prefills:
+    if not asked:
         return replace(found, stage="serving", ready=True, well=True, proven=True)
     if last.instance == found.instance:
         if last.proven:
@@ -280,8 +283,7 @@ async def _prove(subject: Subject, front: FrontendView, found: Found) -> Found:
         found = replace(found, before=await _work(subject))
     answer = front.routed.pop(instance, None)
     if answer is None:
-        request = ask.completion(subject.served_as, pin=instance)
-        answer = proof.answer(*await front.link.http(front.address, front.port, request, COMPLETION_S))
+        answer = await _answer(subject, front, instance)
         front.routed.update(dict.fromkeys(answer.named - {instance}, answer))
     verdict = proof.proven(instance, answer, found.before, await _work(subject))
     if verdict.ok:
@@ -290,6 +292,14 @@ async def _prove(subject: Subject, front: FrontendView, found: Found) -> Found:
         # Of what has served before, another may have been asked, and be the one that is ill.
         return replace(found, stage=verdict.reason, well=found.well and found.served)
     return replace(found, stage=proof.NEVER_ASKED, ready=found.confirmed)
+
+
+async def _answer(subject: Subject, front: FrontendView, instance: int) -> proof.Answer:
+    if subject.task == "embedding":
+        request = ask.embedding(subject.served_as)
+        return proof.embedded(instance, *await front.link.http(front.address, front.port, request, COMPLETION_S))
+    request = ask.completion(subject.served_as, pin=instance)
+    return proof.answer(*await front.link.http(front.address, front.port, request, COMPLETION_S))
 
 
 async def _work(subject: Subject) -> proof.Work | None:

@@ -38,7 +38,7 @@ def killed(lab: GpuLab, scenario: str, pid: int) -> None:
     assert last is not None
     assert before["pid"] is not None
     assert not alive(before["pid"])
-    assert after["restarts"] == before["restarts"] + 1
+    assert after["restarts"] in (1, before["restarts"] + 1)  # a second of health, and they are counted anew
     assert list(lab.holders(lab.gpus[0])) == [lab.engine_core(after["pid"])]
     lab.chat()
     fenced = (last.get("fenced_at") or 0) - last["at"]

@@ -227,10 +227,18 @@ def test_vllm() -> None:
     )
 
 
-@pytest.mark.parametrize(("args", "kv_events"), [({}, False), ({"kv_events_config": {"publisher": "null"}}, True)])
-def test_vllm_tells_kv_events_once_and_only_to_who_listens(args: dict[str, object], kv_events: bool) -> None:
-    spec = vllm(SITE, CELL, service="q", served_as="q", model="m", args=args, extra_args=[], kv_events=kv_events)
-    assert spec.argv.count("--kv-events-config") == len(args)
+@pytest.mark.parametrize(
+    ("args", "extra", "kv_events"),
+    [
+        ({}, [], False),
+        ({"kv_events_config": {"publisher": "null"}}, [], True),
+        ({"embedding_worker": True, "runner": "pooling"}, [], True),
+        ({}, ["--classify-worker", "--runner=pooling"], True),
+    ],
+)
+def test_vllm_tells_kv_events_once_and_only_to_who_listens(args: dict[str, object], extra: list[str], kv_events: bool) -> None:
+    spec = vllm(SITE, CELL, service="q", served_as="q", model="m", args=args, extra_args=extra, kv_events=kv_events)
+    assert spec.argv.count("--kv-events-config") == ("kv_events_config" in args)
     assert "kv_events" not in spec.ports
 
 

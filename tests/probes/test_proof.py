@@ -41,7 +41,7 @@ def test_a_pinned_completion_is_proof() -> None:
     assert before.instance_ids == {wanted}
     assert (before.failed, before.inflight) == (0, 0)
     assert after.completed == before.completed + 1
-    assert proven(wanted, got, before, after) == Verdict(True, "answered a completion")
+    assert proven(wanted, got, before, after) == Verdict(True, "answered a request")
 
 
 def test_a_disaggregated_model_names_both_roles() -> None:

@@ -45,7 +45,7 @@ class World:
         self.aside = Aside.NO
         self.nobody = False  # shown by the frontend, as while etcd is away
         self.listed = True
-        self.role = ""
+        self.role, self.task = "", "completion"
         self.prefill = False  # another worker, of that role
         self.fronts = Fronts(list)
         self.told: list[Probed] = []
@@ -80,15 +80,19 @@ class World:
                 return 200, json.dumps({"instances": there}).encode()
             case 8000, "/v1/models":
                 return 200, json.dumps({"data": [{"id": "q"}] if self.listed else []}).encode()
+            case _, "/v1/embeddings" if self.task == "embedding":
+                return self._answered({"data": [{"embedding": [0.5]}]})
+            case _, "/v1/completions" if self.task == "completion":
+                where = {"nvext": {"worker_id": {"decode_worker_id": self.answers}}}
+                return self._answered({"choices": [{"finish_reason": "length"}], **where})
             case _:
-                return self._completion()
+                return 404, b'{"message": "Model not found"}'
 
-    def _completion(self) -> tuple[int, bytes]:
+    def _answered(self, body: dict[str, Any]) -> tuple[int, bytes]:
         self.posted += 1
         if not self.answers:
             return 500, b'{"message": "the engine is gone"}'
         self.completed += self.answers == MINE
-        body = {"choices": [{"finish_reason": "length"}], "nvext": {"worker_id": {"decode_worker_id": self.answers}}}
         return 200, json.dumps(body).encode()
 
     @contextmanager
@@ -135,17 +139,21 @@ class World:
 
 
 async def watching(
-    play: Callable[[World], Awaitable[None]], was_ready: bool = False, kind: str = "vllm", role: str = ""
+    play: Callable[[World], Awaitable[None]],
+    was_ready: bool = False,
+    kind: str = "vllm",
+    role: str = "",
+    task: str = "completion",
 ) -> None:
     async with anyio.create_task_group() as tasks:
         world = World(tasks)
-        world.role = role
+        world.role, world.task = role, task
         link = cast(HostLink, world)
         fronts = world.fronts = Fronts(lambda: [(link, "127.0.0.1", HTTP)] if world.front else [])
         subject = Subject(
             process="q-0", run="r1", kind=kind, link=link, address="127.0.0.1",
             ports={"system": SYSTEM, "rpc": RPC, "client": 2379}, role=role,
-            served_as="q", stall_s=300.0, fronts=fronts, was_ready=was_ready, served=lambda: frozenset("q"),
+            task=task, served_as="q", stall_s=300.0, fronts=fronts, was_ready=was_ready, served=lambda: frozenset("q"),
             aside=lambda: world.aside,
         )  # fmt: skip
         tasks.start_soon(fronts.run)
@@ -231,6 +239,30 @@ async def test_a_prefill_worker_is_ready_when_it_is_well_and_registered_and_is_a
         assert not (await world.until(lambda p: not p.ready)).well
 
     await watching(play, role="prefill")
+
+
+async def test_an_embedding_worker_is_asked_for_an_embedding_and_its_own_counters_say_who_answered() -> None:
+    async def play(world: World) -> None:
+        world.health, world.answers = "notready", OTHER
+        told = await world.after(30)
+        assert (told.ready, told.well, told.stage) == (False, False, proof.NEVER_ASKED)
+        world.answers = MINE
+        assert (await world.until(lambda p: p.ready)).proven
+
+    await watching(play, task="embedding")
+
+
+async def test_a_classifier_is_ready_when_it_is_well_registered_and_listed_and_is_asked_nothing() -> None:
+    async def play(world: World) -> None:
+        world.health, world.listed = "notready", False
+        assert not (await world.until(lambda p: "notready" in p.stage)).ready
+        world.health = "ready"
+        assert not (await world.until(lambda p: "not listed yet" in p.stage)).ready
+        world.listed = True
+        assert (await world.until(lambda p: p.ready)).proven
+        assert not world.posted
+
+    await watching(play, task="classification")
 
 
 async def test_a_decode_worker_says_that_it_lacks_a_prefill() -> None:
