@@ -89,7 +89,8 @@ class EngineLab(Lab):
         """So many requests, all being generated."""
         ports = [p["ports"]["system"] for p in self.status()["processes"] if p["service"] == "tiny"]
         requests = [Request(lambda: self.stream(tokens)) for _ in range(count)]
-        until(lambda: sum(map(self.inflight, ports)) >= count)
+        until(lambda: any(r.error for r in requests) or sum(map(self.inflight, ports)) >= count)
+        assert [r.error for r in requests if r.error] == [], f"{tokens} tokens were asked for"
         return requests
 
     def tokens_for(self, seconds: float, clients: int = 10) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Mapping
-from pathlib import Path
 
 import pytest
 
@@ -17,8 +16,8 @@ CLASSIFIES = {"classify_worker": True, "runner": "pooling", "convert": "classify
 
 
 @pytest.mark.parametrize("args", [EMBEDS, CLASSIFIES], ids=["embeds", "classifies"])
-def test_a_pooling_worker_is_served_and_healed(tmp_path: Path, args: Mapping[str, object]) -> None:
-    with CpuLab(tmp_path / "l") as lab:
+def test_a_pooling_worker_is_served_and_healed(tmp_path_factory: pytest.TempPathFactory, args: Mapping[str, object]) -> None:
+    with CpuLab(tmp_path_factory.mktemp("l")) as lab:
         lab.deployment["frontend"]["args"] = {"router_mode": "kv"}  # which workers tell what they have cached: nothing here
         lab.deployment["models"] = [lab.engine(args=ENGINE_ARGS | args)]
         lab.write()

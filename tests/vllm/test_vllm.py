@@ -103,7 +103,7 @@ def test_stopped_while_it_generates(lab: CpuLab) -> None:
     worker = lab.process("tiny-0")
     tree = lab.tree(worker["pid"])
     SHM.update(shared(tree))
-    tokens = lab.tokens_for(45, clients=4)  # the verb itself has been seen to take 13 s beside it, on two cores
+    tokens = lab.tokens_for(20, clients=4)
     requests = lab.streams(4, tokens)
     began = time.monotonic()
     stop = lab.start("stop", "tiny-0", "--yes")
@@ -119,8 +119,8 @@ def test_stopped_while_it_generates(lab: CpuLab) -> None:
     assert not any(map(alive, tree))
     assert left() == []
     assert after["state"] == "stopped"
-    (told,) = lab.told(worker["run"], "exit")  # of which code is not noray's: 0, or SIGABRT by Dynamo's threads
-    assert told.endswith(", asked")
+    (told,) = lab.told(worker["run"], "exit")  # its code is unknown: an heir has seen it end, its keeper was killed before
+    assert ", asked" in told
     lab.noray("start", "tiny-0", timeout_s=PATIENCE_S)
 
 
