@@ -207,9 +207,9 @@ def _processes(deployment: Deployment, plan: Plan, seats: Mapping[str, Seat]) ->
         yield _process("frontend", "frontend", host, replica, options, front.env, policy=_policy(front.restart))
     written = list(dict.fromkeys(model.whole for model in deployment.models))
     for model in deployment.models:
-        checks.owned(
-            f"models[{written.index(model.whole)}]{model.role and f'.{model.role}'}", model.engine, model.args, model.extra_args
-        )
+        where = f"models[{written.index(model.whole)}]{model.role and f'.{model.role}'}"
+        checks.owned(where, model.engine, model.args, model.extra_args)
+        checks.routed(where, _task(model), front.args)
         for replica in range(model.replicas):
             yield _worker(model, replica, _routes_by_kv(front.args))
         for replica, replaces in _standing_in(model, seats):
@@ -234,6 +234,10 @@ def _routes_by_kv(args: Mapping[str, object]) -> bool:
     return args.get("router_mode") == "kv" and args.get("router_kv_events") is not False
 
 
+def _task(model: Model) -> str:
+    return vllm.task(model.args, model.extra_args) if model.engine == "vllm" else "completion"
+
+
 def _worker(model: Model, replica: int, kv_events: bool, replaces: str = "") -> PlannedProcess:
     options: dict[str, object] = {
         "service": model.whole,
@@ -253,8 +257,7 @@ def _worker(model: Model, replica: int, kv_events: bool, replaces: str = "") -> 
                     policy=_policy(model.restart), drain_s=model.stop.drain, term_s=model.stop.term, stall_s=model.ready.stall,
                     gpus=own)  # fmt: skip
     lost_after_s = model.lost_after if model.on_lost == "replace" else None
-    task = vllm.task(model.args, model.extra_args) if model.engine == "vllm" else made.task
-    return replace(made, task=task, wanted=replace(made.wanted, replaces=replaces, lost_after_s=lost_after_s))
+    return replace(made, task=_task(model), wanted=replace(made.wanted, replaces=replaces, lost_after_s=lost_after_s))
 
 
 def _process(

@@ -21,6 +21,15 @@ def owned(where: str, kind: str, args: Mapping[str, object], extra: tuple[str, .
         )
 
 
+def routed(where: str, task: str, router: Mapping[str, object]) -> None:
+    """Dynamo 1.4.2 routes no embedding by KV: 500, "KV routing should not call generate on PushRouter" (measured)."""
+    if task == "embedding" and router.get("router_mode") == "kv":
+        raise FileError(
+            f"{where}: found an embedding worker, and router_mode kv for the frontend, which answers every embedding with 500",
+            hint="frontend.args: {router_mode: round-robin}; a model that is to be routed by KV needs a deployment of its own",
+        )
+
+
 def no_credentials(deployment: Deployment, hosts: Mapping[str, Host]) -> None:
     """They are secrets, and the same for whatever runs on a host: they stand in its env_file."""
     written = {"env": deployment.env, "frontend.env": deployment.frontend.env}

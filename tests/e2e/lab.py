@@ -279,9 +279,9 @@ class Lab:
         assert answer["choices"][0]["finish_reason"] == "length", answer
         assert answer["usage"]["completion_tokens"] == max_tokens, answer
 
-    def embedding(self, model: str) -> list[float]:
+    def embedding(self) -> list[float]:
         """The vector of two letters."""
-        answer = self._ask("POST", "/v1/embeddings", {"model": model, "input": "hi"})
+        answer = self._ask("POST", "/v1/embeddings", {"model": MODEL, "input": "hi"})
         return list(answer["data"][0]["embedding"])
 
     def _ask(self, method: str, path: str, body: Mapping[str, Any] | None, door: int = 0) -> dict[str, Any]:

@@ -157,6 +157,17 @@ def test_nor_for_the_frontend() -> None:
         plan(deployment(frontend={"args": {"http_port": 1}}))
 
 
+EMBEDS = {"engine": "vllm", "replicas": 1, "gpus": {"gpu01": [0]}, "args": {"embedding_worker": True, "runner": "pooling"}}
+
+
+def test_an_embedding_worker_behind_a_kv_router_is_refused_as_dynamo_answers_500_there() -> None:
+    with pytest.raises(FileError, match=r"models\[0\]: found an embedding worker, and router_mode kv") as refused:
+        plan(deployment(EMBEDS, frontend={"args": {"router_mode": "kv"}}))
+    assert "round-robin" in refused.value.hint
+    made = plan(deployment(EMBEDS, frontend={"args": {"router_mode": "round-robin"}}))
+    assert {p.task for p in made.processes.values() if p.wanted.kind == "vllm"} == {"embedding"}
+
+
 def test_a_range_that_dynamo_cannot_read_is_refused() -> None:
     with pytest.raises(FileError, match=r"gpu02\.ports: found 40000-40100, allowed: up to 32767"):
         plan(inventory=hosts(gpu02={"ports": "40000-40100"}))

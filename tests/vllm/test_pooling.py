@@ -18,13 +18,12 @@ CLASSIFIES = {"classify_worker": True, "runner": "pooling", "convert": "classify
 @pytest.mark.parametrize("args", [EMBEDS, CLASSIFIES], ids=["embeds", "classifies"])
 def test_a_pooling_worker_is_served_and_healed(tmp_path_factory: pytest.TempPathFactory, args: Mapping[str, object]) -> None:
     with CpuLab(tmp_path_factory.mktemp("l")) as lab:
-        lab.deployment["frontend"]["args"] = {"router_mode": "kv"}  # which workers tell what they have cached: nothing here
         lab.deployment["models"] = [lab.engine(args=ENGINE_ARGS | args)]
         lab.write()
         served = lab.serve()
         before = lab.process("tiny-0")
-        vector = lab.embedding("tiny") if args is EMBEDS else []
+        vector = lab.embedding() if args is EMBEDS else []
         send(lab.engine_core(before["pid"]), signal.SIGKILL)
         healed = lab.healed("tiny-0", before["run"])
-        assert len(lab.embedding("tiny") if args is EMBEDS else []) == len(vector)
+        assert len(lab.embedding() if args is EMBEDS else []) == len(vector)
         tell("pooling", args=args, seconds_to_ready=served, serving_after=healed, vector=len(vector), down=timed(lab.down))
