@@ -70,8 +70,9 @@ def base_directory(wanted: str | None) -> str:
         try:
             if wanted:
                 root = given_directory(wanted)
-            private_directory(root)
             base = os.path.join(root, machine_id())
+            room_for_sockets(root, base)
+            private_directory(root)
             for path in (base, os.path.join(base, "bin")):
                 private_directory(path)
             return base
@@ -91,6 +92,12 @@ def given_directory(path: str) -> str:
     path = os.path.realpath(path)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     return path
+
+
+def room_for_sockets(root: str, base: str) -> None:
+    over = len(os.fsencode(base)) + len("/s/01234567") - 107  # unix(7): 108 bytes, with the one that ends it
+    if over > 0:
+        raise Refused(f"{root} is too long by {over} bytes: every run has a socket there, whose address may have 107")
 
 
 def on_local_disk(path: str) -> None:

@@ -128,16 +128,22 @@ def address_of(server: sshd.Sshd, host_dir: Path) -> HostAddress:
 
 
 @pytest.fixture
-async def local(tmp_path: Path) -> AsyncIterator[RealHost]:
-    host = RealHost(HostAddress("gpu01", python=sys.executable, host_dir=str(tmp_path / "host")))
+def host_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a short name: sockets must fit below it."""
+    return tmp_path_factory.mktemp("h") / "host"
+
+
+@pytest.fixture
+async def local(host_dir: Path) -> AsyncIterator[RealHost]:
+    host = RealHost(HostAddress("gpu01", python=sys.executable, host_dir=str(host_dir)))
     yield host
     for transport in host.transports:
         await transport.aclose()
 
 
 @pytest.fixture
-async def ssh(ssh_server: sshd.Sshd, tmp_path: Path) -> AsyncIterator[RealHost]:
-    host = RealHost(address_of(ssh_server, tmp_path / "host"), server=ssh_server)
+async def ssh(ssh_server: sshd.Sshd, host_dir: Path) -> AsyncIterator[RealHost]:
+    host = RealHost(address_of(ssh_server, host_dir), server=ssh_server)
     yield host
     for transport in host.transports:
         await transport.aclose()

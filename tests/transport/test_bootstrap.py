@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import socket
 import subprocess
 import sys
 import zipfile
@@ -16,6 +17,7 @@ import anyio.to_thread
 import pytest
 
 from supervisor.errors import HostRefused, HostUnreachable
+from supervisor.hostside.rundir import Run
 from supervisor.runtime.greeting import Greeting
 from supervisor.transport import bootstrap, bundle, stage_one, transport_for
 from supervisor.transport.base import HostAddress
@@ -128,14 +130,14 @@ async def test_an_open_given_up_leaves_no_process(host: RealHost, tmp_path: Path
     assert await anyio.to_thread.run_sync(gone, pids[0])
 
 
-async def test_the_host_directory(host: RealHost, tmp_path: Path) -> None:
+async def test_the_host_directory(host: RealHost, host_dir: Path) -> None:
     await (await host.transport().open("echo", 20)).aclose()
     assert host.address.host_dir is not None
     for path in (Path(host.address.host_dir), host.base, host.base / "bin"):
         assert path.stat().st_mode & 0o777 == 0o700
     assert host.base.name == stage_one.machine_id()
 
-    occupied = tmp_path / "file"
+    occupied = host_dir.with_name("file")
     occupied.touch()
     with pytest.raises(HostRefused, match=r"file is not a directory") as raised:
         await host.but(host_dir=str(occupied)).transport().open("echo", 20)
@@ -197,6 +199,18 @@ def test_two_machines_do_not_share_a_directory(tmp_path: Path, monkeypatch: pyte
         moves_in(ours)
     os.close(held.pop())
     os.close(moves_in(clone))
+
+
+def test_a_directory_too_long_for_sockets_is_refused_and_not_made(tmp_path: Path) -> None:
+    room = 107 - len(Run("/", "d", "p", "r").socket) - len(f"/{stage_one.machine_id()}")
+    fits = str(tmp_path).ljust(room, "x")
+    with pytest.raises(stage_one.Refused, match="x is too long by 1 bytes: every run has a socket there"):
+        stage_one.base_directory(fits + "x")
+    assert not list(tmp_path.parent.glob(f"{tmp_path.name}x*"))
+    with socket.socket(socket.AF_UNIX) as sock:
+        base = stage_one.base_directory(fits)
+        os.mkdir(f"{base}/s")
+        sock.bind(Run(base, "d", "p", "r").socket)
 
 
 @pytest.mark.parametrize("kind", ["nfs", "nfs4", "cifs", "smb3", "lustre", "gpfs", "fuse.sshfs", "ceph", "afs", "9p"])

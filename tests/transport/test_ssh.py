@@ -275,9 +275,9 @@ async def test_a_line_gone_silent_is_noticed(ssh: RealHost, ssh_server: Sshd, mo
 
 
 @pytest.mark.skipif(bool(MISSING), reason=MISSING)
-async def test_more_sessions_than_the_host_allows(tmp_path: Path) -> None:
+async def test_more_sessions_than_the_host_allows(tmp_path: Path, host_dir: Path) -> None:
     with Sshd(tmp_path, "127.0.0.9", ["MaxSessions 1"]) as server:
-        transport = RealHost(address_of(server, tmp_path / "host")).transport()
+        transport = RealHost(address_of(server, host_dir)).transport()
         await transport.open("hang", 20)
         with pytest.raises(HostRefused, match="refused a session") as raised:
             await transport.open("echo", 20)
@@ -295,7 +295,7 @@ exec {shell} -c "$SSH_ORIGINAL_COMMAND"
 
 @pytest.mark.skipif(bool(MISSING), reason=MISSING)
 @pytest.mark.parametrize("shell", ["sh", "bash", "fish", "tcsh"])
-async def test_a_shell_sees_nothing_but_the_constant_command(tmp_path: Path, shell: str) -> None:
+async def test_a_shell_sees_nothing_but_the_constant_command(tmp_path: Path, host_dir: Path, shell: str) -> None:
     """The lie detector: a chatty login program that writes down everything a shell would get to see."""
     if subprocess.run(["sh", "-c", f"command -v {shell}"], capture_output=True).returncode:
         pytest.skip(f"no {shell} here")
@@ -303,7 +303,7 @@ async def test_a_shell_sees_nothing_but_the_constant_command(tmp_path: Path, she
     recorder.write_text(RECORDER.format(directory=tmp_path, shell=shell))
     recorder.chmod(0o755)
     with Sshd(tmp_path, "127.0.0.10", [f"ForceCommand {recorder}"]) as server:
-        address = address_of(server, tmp_path / 'it\'s $HOME `id`; "quoted"')
+        address = address_of(server, host_dir.with_name("it's $Q `id`;\""))
         host = RealHost(address)
         for _ in range(2):
             transport = host.transport()
@@ -314,7 +314,7 @@ async def test_a_shell_sees_nothing_but_the_constant_command(tmp_path: Path, she
             await transport.aclose()
     seen = (tmp_path / "commands").read_text()
     assert seen == f"{sys.executable} -I -S -c '{bootstrap.ONE_LINER}'\n" * 2
-    assert not re.search("hunter2|quoted|noray-[0-9a-f]{16}", seen + (tmp_path / "environment").read_text())
+    assert not re.search(r"hunter2|\$Q|noray-[0-9a-f]{16}", seen + (tmp_path / "environment").read_text())
 
 
 @pytest.mark.skipif(bool(MISSING), reason=MISSING)
