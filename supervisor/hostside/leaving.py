@@ -14,6 +14,8 @@ from typing import Any, Optional
 from . import dbus, logout, scope
 
 ASK_S = 1.0
+ASK_LAST_S = 5.0  # by who was sent SIGTERM: a machine that goes down is busy, and its record is for ever
+
 TOGETHER_S = 2.0  # a SIGTERM to a link and one to a keeper within that are one
 TO_ALL = "SIGTERM was sent to everything on it at once"
 NOLOGIN = ("/run/nologin", "/etc/nologin")
@@ -36,7 +38,7 @@ def _of_systemd(signalled: bool) -> Optional[str]:
         return bus.call(*of, "org.freedesktop.DBus.Properties", "Get", "ss", of[0] + ".Manager", name)[0]
 
     try:
-        with dbus.Bus(dbus.SYSTEM_BUS, ASK_S) as bus:
+        with dbus.Bus(dbus.SYSTEM_BUS, ASK_LAST_S if signalled else ASK_S) as bus:
             if get(scope.MANAGER, "SystemState") == "stopping":
                 return "systemd is stopping it"
             return "logind prepares for it" if get(logout.LOGIND, "PreparingForShutdown") else ""

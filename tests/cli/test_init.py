@@ -25,8 +25,9 @@ H100 = "NVIDIA H100 80GB HBM3"
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A user without aliases, and hosts that keep what is theirs below the test's own folder."""
+def home(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user without aliases, and hosts that keep what is theirs below a folder with a short name: sockets must fit there."""
+    there_all = tmp_path_factory.mktemp("h")
     home = tmp_path / "home"
     (home / ".ssh").mkdir(parents=True)
     monkeypatch.setenv("HOME", str(home))
@@ -34,7 +35,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(config, "SYSTEM", tmp_path / "etc" / "ssh_config")
 
     def there(address: HostAddress) -> Transport:
-        return transport_for(replace(address, host_dir=str(tmp_path / "on-the-host" / address.name)))
+        return transport_for(replace(address, host_dir=str(there_all / address.name)))
 
     monkeypatch.setattr(init, "transport_for", there)
     return home
