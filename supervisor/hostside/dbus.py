@@ -105,7 +105,7 @@ class Bus:
         self._in_time()
         data = self._sock.recv(1 << 16)
         if not data:
-            raise Failed("it hung up")
+            raise ConnectionResetError("it hung up")
         self._buffer += data
 
     def _message(self) -> Message:

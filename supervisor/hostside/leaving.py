@@ -15,7 +15,6 @@ from . import dbus, logout, scope
 
 ASK_S = 1.0
 ASK_LAST_S = 5.0  # by who was sent SIGTERM: a machine that goes down is busy, and its record is for ever
-
 TOGETHER_S = 2.0  # a SIGTERM to a link and one to a keeper within that are one
 TO_ALL = "SIGTERM was sent to everything on it at once"
 NOLOGIN = ("/run/nologin", "/etc/nologin")
@@ -42,7 +41,7 @@ def _of_systemd(signalled: bool) -> Optional[str]:
             if get(scope.MANAGER, "SystemState") == "stopping":
                 return "systemd is stopping it"
             return "logind prepares for it" if get(logout.LOGIND, "PreparingForShutdown") else ""
-    except ConnectionRefusedError:
+    except ConnectionError:  # nobody is there, or no longer
         return "its system bus has ended" if signalled else None
     except (OSError, dbus.Failed):
         return None

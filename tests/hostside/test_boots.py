@@ -17,6 +17,7 @@ from supervisor.hostside.rundir import Run
 from tests.hostside.driver import PY, Host, Link, sabotaged, stat, wait_for
 from tests.hostside.test_drain import Worker, on_files, register
 from tests.hostside.test_fence import Etcd, etcd, target  # noqa: F401  # the fixture
+from tests.hostside.test_logout import served
 
 # Writes down every signal that it can hear, and so does its child.
 LISTENS = """
@@ -230,6 +231,9 @@ def test_a_systemd_whose_bus_has_ended(
     with socket.socket(socket.AF_UNIX) as bus:
         bus.bind(str(tmp_path / "bus"))
     assert leaving.sign(signalled) == says
+    with served(tmp_path / "going", [b"OK 1234\r\n", None]) as path:
+        monkeypatch.setattr(dbus, "SYSTEM_BUS", path)
+        assert leaving.sign(signalled) == says, "it ends while it is asked"
 
 
 def test_everybody_hears_sigterm_and_the_link_says_that_the_host_is_leaving(host: Host) -> None:
