@@ -23,7 +23,7 @@ test: lint  ## lint, then the test suite (ARGS=... for pytest, JOBS=... files at
 gpu: $(VENV)/.test-ready  ## vLLM on the GPUs of this machine (GPU_PYTHON=... that has vLLM and pytest), or its stand-in
 	$(GPU_PYTHON) -m pytest -m gpu tests/gpu $(ARGS)
 
-# Not in CI: it costs 2700 MB of disk, minutes to install, once, and 5 to run on two cores.
+# Not in CI: it costs 2700 MB of disk, minutes to install, once, and 6 to run on two cores.
 vllm: $(VENV)/.test-ready $(VLLM_VENV)/.ready  ## real vLLM on the CPU of this machine, in an environment of its own
 	NORAY_VLLM_PYTHON=$(CURDIR)/$(VLLM_VENV)/bin/python $(BIN)/python -m pytest tests/vllm $(ARGS)
 
