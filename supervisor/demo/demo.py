@@ -226,7 +226,7 @@ class Stage:
         assert last is not None
         assert since is not None
         noticed, fenced, healed = (at - killed_at for at in (last["at"], last.get("fenced_at", 0.0), since))
-        sys.stdout.write(f"  noticed after {noticed * 1000:.0f} ms, out of routing after {fenced * 1000:.0f} ms, ")
+        sys.stdout.write(f"  out of routing after {fenced * 1000:.0f} ms, its exit told after {noticed * 1000:.0f} ms, ")
         sys.stdout.write(f"serving again after {healed * 1000:.0f} ms (pid {after['pid']})\n")
 
 

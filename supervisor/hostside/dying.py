@@ -25,11 +25,11 @@ class Dying:
     def __init__(self, reactor: Reactor, pid: int, start: int, told: Callable[[], None]) -> None:
         self._reactor, self._pid, self._start, self._told = reactor, pid, start, told
         self._watched: Set[int] = set()  # thread ids
-        self.seen = False
+        self._seen = False
         reactor.every(LOOK_S, self._look)
 
     def _look(self) -> None:
-        if self.seen or len(self._watched) == THREADS:
+        if self._seen or len(self._watched) == THREADS:
             return
         others = [tid for tid in procfs.threads(self._pid) if tid != self._pid and tid not in self._watched]
         for tid in others[: THREADS - len(self._watched)]:
@@ -48,10 +48,10 @@ class Dying:
         self._reactor.watch(fd, READ, ended)
 
     def _judge(self, looks: int) -> None:
-        if self.seen:
+        if self._seen:
             return
         if procfs.ending(self._pid, self._start):
-            self.seen = True
+            self._seen = True
             self._told()
         elif looks:
             self._reactor.after(AGAIN_S, lambda: self._judge(looks - 1))

@@ -64,6 +64,18 @@ class EngineLab(Lab):
         until(self.has_controller)
         self.wait(lambda s: any(p["pid"] for p in s["processes"] if p["service"] == "tiny"))
 
+    def events(self) -> list[dict[str, Any]]:
+        """Those of `tiny-0`, oldest first."""
+        return [json.loads(line) for line in self.noray("events", "tiny-0", "--since", "1h", "--json").stdout.splitlines()]
+
+    def told(self, run: str | None, kind: str) -> list[str]:
+        """What the events of that kind of a run of `tiny-0` say."""
+        return [row["text"] for row in self.events() if row["run"] == run and row["what"] == kind]
+
+    def born(self) -> list[str]:
+        """Every run of `tiny-0` that began, by its id."""
+        return [row["run"] for row in self.events() if row["what"] == "born"]
+
     def healed(self, name: str, run: str | None) -> float:
         """Seconds until another run of it serves, and everything is ready."""
         began = time.monotonic()

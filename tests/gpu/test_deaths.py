@@ -27,7 +27,7 @@ def lab(gpu: int, fake: FakeGpus | None, tmp_path_factory: pytest.TempPathFactor
 
 def killed(lab: GpuLab, scenario: str, pid: int) -> None:
     before = lab.process("tiny-0")
-    core = lab.engine_core(before["pid"])
+    core, born = lab.engine_core(before["pid"]), lab.born()
     send(pid, signal.SIGKILL)
     began = time.monotonic()
     until(lambda: not alive(core), 30)
@@ -38,7 +38,7 @@ def killed(lab: GpuLab, scenario: str, pid: int) -> None:
     assert last is not None
     assert before["pid"] is not None
     assert not alive(before["pid"])
-    assert after["restarts"] in (1, before["restarts"] + 1)  # a second of health, and they are counted anew
+    assert lab.born() == [*born, after["run"]]  # one more; `restarts` are counted anew after a second of health
     assert list(lab.holders(lab.gpus[0])) == [lab.engine_core(after["pid"])]
     lab.chat()
     fenced = (last.get("fenced_at") or 0) - last["at"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,9 +16,10 @@ import pytest
 
 from supervisor.hostside.dying import THREADS
 from supervisor.hostside.etcd import judge
-from tests.hostside.driver import PY, Host, Link, wait_for
+from supervisor.hostside.procfs import threads
+from tests.hostside.driver import PACKAGE, PY, Host, Link, wait_for
 from tests.hostside.etcd import PREFIX, Etcd
-from tests.hostside.threads import held, lacks, threads, watched
+from tests.hostside.threads import held, lacks, watched
 
 
 @pytest.fixture
@@ -50,15 +52,21 @@ def test_the_lease_is_revoked_before_the_end_is_told(host: Host, link: Link, etc
     link.gone()
 
 
+def threaded(link: Link, etcd: Etcd, code: str, count: int) -> int:
+    """The pid of a leader with so many threads, whose lease its keeper knows."""
+    state = link.started(argv=[*PY, code], ports={"rp": [0, "127.0.0.1"]}, fence=target(etcd.url))
+    pid = int(state["pid"])
+    link.send(op="fence", run="r1", lease=etcd.register(f"127.0.0.1:{state['ports']['rp']}", "mine"))
+    wait_for(lambda: len(threads(pid)) == count, "its threads")
+    return pid
+
+
 MANY = "import threading, time\nfor _ in range(5): threading.Thread(target=time.sleep, args=(1000,)).start()\nprint('up')"
 
 
 @pytest.mark.skipif(bool(lacks()), reason=lacks())
 def test_it_is_fenced_while_the_kernel_still_takes_it_apart(host: Host, link: Link, etcd: Etcd) -> None:
-    state = link.started(argv=[*PY, MANY], ports={"rp": [0, "127.0.0.1"]}, fence=target(etcd.url))
-    pid = state["pid"]
-    link.send(op="fence", run="r1", lease=etcd.register(f"127.0.0.1:{state['ports']['rp']}", "mine"))
-    wait_for(lambda: len(threads(pid)) == 6, "its threads")
+    pid = threaded(link, etcd, MANY, 6)
     wait_for(lambda: len(watched(host.helper("keeper", "r1"))) == THREADS, "its keeper to watch some")
     with held(threads(pid)[-1]):
         os.kill(pid, signal.SIGKILL)
@@ -82,10 +90,7 @@ while True:
 
 @pytest.mark.skipif(bool(lacks()), reason=lacks())
 def test_threads_that_end_are_no_end_of_it(host: Host, link: Link, etcd: Etcd) -> None:
-    state = link.started(argv=[*PY, LEAVING], ports={"rp": [0, "127.0.0.1"]}, fence=target(etcd.url))
-    pid = state["pid"]
-    link.send(op="fence", run="r1", lease=etcd.register(f"127.0.0.1:{state['ports']['rp']}", "mine"))
-    wait_for(lambda: len(threads(pid)) == 7, "its threads")
+    pid = threaded(link, etcd, LEAVING, 7)
     keeper = host.helper("keeper", "r1")
     wait_for(lambda: watched(keeper) == set(threads(pid)[1:4]), "its keeper to watch those that will leave")
     os.kill(pid, signal.SIGUSR1)
@@ -191,3 +196,16 @@ def test_judge() -> None:
     for status, body in ((500, b'{"message":"etcdserver: no leader"}'), (200, b"[]"), (200, b"<html>"), (502, b"{}")):
         with pytest.raises(ValueError, match=r"."):
             judge(status, body)
+
+
+def test_a_fence_has_nothing_left_to_import(python: str) -> None:
+    """A keeper's first is its last, and whatever it imports then is requests into a black hole."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from hostside import fence\n"
+        "known, target = set(sys.modules), {'kind': 'etcd', 'urls': ['http://127.0.0.1:1'], 'prefix': 'v1/', 'lease': '1'}\n"
+        "try:\n fence.fence(target)\n"
+        "except OSError: print(sorted(set(sys.modules) - known))"
+    )
+    done = subprocess.run([python, "-I", "-S", "-c", code, PACKAGE.parent], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

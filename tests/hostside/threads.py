@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from supervisor.hostside.procfs import threads
 from supervisor.hostside.tree import PIDFD_THREAD
 
 PTRACE_DETACH, PTRACE_SEIZE, PTRACE_O_TRACEEXIT = 17, 0x4206, 0x40
@@ -53,6 +52,3 @@ def watched(pid: int) -> set[int]:
 def _ptrace(request: int, tid: int, data: int) -> None:
     if libc.ptrace(request, tid, None, data) == -1:
         raise OSError(ctypes.get_errno(), f"ptrace({request:#x}, {tid})")
-
-
-__all__ = ["held", "lacks", "threads", "watched"]

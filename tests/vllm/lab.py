@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
@@ -56,11 +55,6 @@ class CpuLab(EngineLab):
     def tree(self, leader: int | None) -> list[int]:
         assert leader
         return [leader, *below(leader)]
-
-    def told(self, run: str | None, kind: str) -> list[str]:
-        """What the events of that kind of a run of `tiny-0` say."""
-        rows = map(json.loads, self.noray("events", "tiny-0", "--since", "1h", "--json").stdout.splitlines())
-        return [row["text"] for row in rows if row["run"] == run and row["what"] == kind]
 
 
 def shared(pids: list[int]) -> set[str]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from random import Random
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from supervisor.cli.render.interleave import FULL, Interleave
@@ -22,9 +23,10 @@ def texts(lines: list[Line]) -> list[str]:
 logs = st.dictionaries(st.sampled_from("abcde"), st.lists(st.integers(0, 50), max_size=12).map(sorted), min_size=1)
 
 
-@settings(suppress_health_check=[HealthCheck.data_too_large])  # each choice of the random order is data, too
-@given(logs, st.randoms(use_true_random=False), st.none() | st.integers(0, 20))
-def test_the_backlog_is_merged_strictly_whatever_arrives_when(logs: dict[str, list[int]], chance, last: int | None) -> None:  # type: ignore[no-untyped-def]
+@given(logs, st.integers(0, 2**32).map(Random), st.none() | st.integers(0, 20))
+def test_the_backlog_is_merged_strictly_whatever_arrives_when(
+    logs: dict[str, list[int]], chance: Random, last: int | None
+) -> None:
     merged = Interleave(logs, last=last)
     left = {name: [line(name, at) for at in times] for name, times in logs.items()}
     out: list[Line] = []
